@@ -1,0 +1,76 @@
+"""The `facet` command: gathers the commands that the rooms register as entry points, and prints refusals as one line."""
+
+import logging
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import click
+
+from pipelines.contracts.errors import FacetError
+from pipelines.contracts.workspace import Workspace
+
+__all__ = ["facet", "main"]
+
+# In the order of the way through, which is also the order in which --help lists them.
+STAGES = (
+    "demo", "ingest", "prepare", "pretrain", "finetune", "evaluate", "quantize", "publish", "versions", "audit", "serve",
+    "load", "rollout",
+)
+
+
+class RoomCommands(click.Group):
+    """Commands registered under the entry point group `facet.commands`; a room is imported only when it is asked."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_registered(), key=lambda name: (STAGES.index(name) if name in STAGES else len(STAGES), name))
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        entry = _registered().get(name)
+        return entry.load() if entry else None
+
+
+def _registered() -> dict:
+    return {entry.name: entry for entry in entry_points(group="facet.commands")}
+
+
+@click.group(cls=RoomCommands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--workspace", type=click.Path(file_okay=False, path_type=Path), default=Path("var"), show_default=True,
+    envvar="FACET_WORKSPACE", help="Folder that everything is written to and read from.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Log every step, not only what a person waits for.")
+@click.version_option(package_name="facet")
+@click.pass_context
+def facet(ctx: click.Context, workspace: Path, verbose: bool) -> None:
+    """Large embedding tables for ads ranking: pretrain, fine-tune, quantize, publish, serve.
+
+    \b
+    The way through, one stage a command:
+      facet ingest --dataset online_retail     a log becomes canonical events
+      facet prepare --run v1                   views, pairs, graph and examples for one set of windows
+      facet pretrain contrastive --run v1      and `kge`: two facets per entity
+      facet finetune --run v1 --arm both       the CTR/CVR ranker, warm-started
+      facet quantize --run v1 --arm both       FP32 tables become INT4 rows, checked
+      facet publish --run v1 --arm both        tables + upper model = one immutable version
+      cd feature_repo && feast apply && feast materialize 2010-01-01T00:00:00 2030-01-01T00:00:00
+      facet serve cpu-tier / facet serve ranker
+      facet rollout --to 2                     a second version, under traffic, never mixed with the first
+
+    `facet demo` runs all of it on the data set that comes with the project.
+    """
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S"
+    )
+    for library in ("feast", "numba", "matplotlib", "torchrec", "fbgemm_gpu", "urllib3", "asyncio"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    ctx.obj = Workspace(workspace)
+
+
+def main() -> None:
+    """Entry point: exit status 0, or 2 with one message for what was refused."""
+    try:
+        facet(standalone_mode=True)
+    except FacetError as error:
+        click.secho(f"error: {error}", fg="red", err=True)
+        sys.exit(2)

@@ -1,0 +1,55 @@
+"""Errors that say what was expected, what came, and what to do."""
+
+__all__ = [
+    "FacetError",
+    "InvalidEvents",
+    "InvalidConfig",
+    "InvalidTable",
+    "IntegrityError",
+    "VersionNotFound",
+    "VersionConflict",
+    "NotPrepared",
+]
+
+
+class FacetError(Exception):
+    """A refusal a user can act on. The command line prints it as one message and exits with status 2.
+
+    Args:
+        problem: what is wrong, naming the file, column or option.
+        expected: what would have been accepted.
+        got: what came instead.
+        remedy: what to do about it, as an imperative.
+    """
+
+    def __init__(self, problem: str, *, expected: str, got: str, remedy: str) -> None:
+        super().__init__(f"{problem}: expected {expected}, got {got}. {remedy}")
+        self.problem, self.expected, self.got, self.remedy = problem, expected, got, remedy
+
+
+class InvalidEvents(FacetError):
+    """A log that does not fit the event schema."""
+
+
+class InvalidConfig(FacetError):
+    """A configuration or option that was refused before any work started."""
+
+
+class InvalidTable(FacetError):
+    """A table that may not be published: not finite, wrong shape, ids not unique."""
+
+
+class IntegrityError(FacetError):
+    """A file whose bytes are not those its manifest names."""
+
+
+class VersionNotFound(FacetError):
+    """A version that is not published, not materialized or not loaded where it was asked for."""
+
+
+class VersionConflict(FacetError):
+    """A version that exists already, or that another process is writing."""
+
+
+class NotPrepared(FacetError):
+    """A stage whose input an earlier stage has not written yet."""

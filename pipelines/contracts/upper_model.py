@@ -1,0 +1,165 @@
+"""The dense part of the ranker: one definition for the trainer and for the server, so that they cannot differ."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pipelines.contracts.context import ContextFeature
+from pipelines.contracts.errors import IntegrityError, InvalidConfig
+
+__all__ = ["UpperConfig", "UpperModel", "LowRankCross", "save_upper_model", "load_upper_model"]
+
+
+@dataclass(frozen=True)
+class UpperConfig:
+    """Shape of an upper model; all that is needed to build it before its weights are loaded.
+
+    Attributes:
+        tables: name -> dimension, in the order in which rows are concatenated.
+        context: features in the order of the context matrix's columns.
+        tasks: one head each.
+        cross_layers, cross_rank: depth and rank of the crossing network.
+        hidden: widths of the deep network beside it.
+        dropout: probability, training only.
+    """
+
+    tables: dict[str, int]
+    context: tuple[ContextFeature, ...]
+    tasks: tuple[str, ...]
+    cross_layers: int = 2
+    cross_rank: int = 32
+    hidden: tuple[int, ...] = (128, 64)
+    dropout: float = 0.0
+
+    @property
+    def facet_pairs(self) -> list[tuple[str, str]]:
+        """(user table, item table) of each facet that has both: their dot product is a feature."""
+        facets = sorted({name.partition(".")[2] for name in self.tables})
+        pairs = [(f"user.{facet}", f"item.{facet}") for facet in facets]
+        return [(u, i) for u, i in pairs if u in self.tables and i in self.tables]
+
+    @property
+    def input_dim(self) -> int:
+        return sum(self.tables.values()) + len(self.facet_pairs) + 2 * len(self.context)
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: dict) -> "UpperConfig":
+        return cls(
+            **{
+                **raw,
+                "context": tuple(ContextFeature(**feature) for feature in raw["context"]),
+                "tasks": tuple(raw["tasks"]),
+                "hidden": tuple(raw["hidden"]),
+            }
+        )
+
+
+class LowRankCross(nn.Module):
+    """Low-rank deep crossing network v2 (arXiv 2008.13535, section 3.1).
+
+    x_{l+1} = x_0 * (U_l (V_l x_l) + b_l) + x_l, element-wise product; shapes (B, D) throughout.
+    """
+
+    def __init__(self, dim: int, *, layers: int, rank: int) -> None:
+        super().__init__()
+        self.down = nn.ModuleList(nn.Linear(dim, rank, bias=False) for _ in range(layers))
+        self.up = nn.ModuleList(nn.Linear(rank, dim) for _ in range(layers))
+
+    def forward(self, x0: Tensor) -> Tensor:
+        x = x0  # (B, D)
+        for down, up in zip(self.down, self.up, strict=True):
+            x = x0 * up(down(x)) + x
+        return x
+
+
+class UpperModel(nn.Module):
+    """Rows and context features to one logit per task.
+
+    ```
+    rows (B, D_t) per table ──┬───────────────────────────┐
+                              └─ <user, item> per facet ──┤
+    context (B, F) ─ standardize, flag missing ───────────┴─ x0 (B, D) ─┬─ LowRankCross ─┐
+                                                                        └─ MLP ──────────┴─ concat ─ linear (B, T)
+    ```
+    """
+
+    def __init__(self, config: UpperConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("context_mean", torch.zeros(len(config.context)))
+        self.register_buffer("context_std", torch.ones(len(config.context)))
+        dim = config.input_dim
+        self.cross = LowRankCross(dim, layers=config.cross_layers, rank=config.cross_rank)
+        layers: list[nn.Module] = []
+        width = dim
+        for hidden in config.hidden:
+            layers += [nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(config.dropout)]
+            width = hidden
+        self.deep = nn.Sequential(*layers)
+        self.heads = nn.Linear(dim + width, len(config.tasks))
+
+    def set_context_statistics(self, context: Tensor) -> None:
+        """Take mean and standard deviation of each column of (N, F), ignoring NaN, from the fine-tuning window."""
+        present = ~torch.isnan(context)
+        count = present.sum(0).clamp(min=1)
+        mean = torch.where(present, context, 0.0).sum(0) / count
+        variance = torch.where(present, (context - mean) ** 2, 0.0).sum(0) / count
+        self.context_mean.copy_(mean)
+        self.context_std.copy_(variance.sqrt().clamp(min=1e-3))
+
+    def forward(self, rows: dict[str, Tensor], context: Tensor) -> Tensor:
+        """
+        Args:
+            rows: table name -> float32 (B, D_t), the dequantized rows.
+            context: float32 (B, F) of `context_matrix`; NaN where a view had no row.
+
+        Returns:
+            Logits, float32 (B, T), in the order of `config.tasks`.
+
+        Raises:
+            InvalidConfig: a table is missing or a shape is not the configuration's.
+        """
+        self._check(rows, context)
+        missing = torch.isnan(context)
+        standard = torch.where(missing, 0.0, (context - self.context_mean) / self.context_std)
+        parts = [rows[name] for name in self.config.tables]
+        parts += [(rows[user] * rows[item]).sum(1, keepdim=True) for user, item in self.config.facet_pairs]
+        x0 = torch.cat([*parts, standard, missing.to(standard.dtype)], dim=1)  # (B, D)
+        return self.heads(torch.cat([self.cross(x0), self.deep(x0)], dim=1))  # (B, T)
+
+    def _check(self, rows: dict[str, Tensor], context: Tensor) -> None:
+        batch = len(context)
+        expected = {name: (batch, dim) for name, dim in self.config.tables.items()}
+        got = {name: tuple(rows[name].shape) if name in rows else None for name in expected}
+        if expected != got or context.shape != (batch, len(self.config.context)):
+            raise InvalidConfig(
+                "upper model input", expected=f"rows {expected}, context {(batch, len(self.config.context))}",
+                got=f"rows {got}, context {tuple(context.shape)}", remedy="Look the rows up for the version that scores.",
+            )
+
+
+def save_upper_model(model: UpperModel, directory: Path) -> None:
+    """Write `config.json` and `model.safetensors` into `directory`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(model.config.to_dict(), indent=1))
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, directory / "model.safetensors")
+
+
+def load_upper_model(directory: Path, *, device: str = "cpu") -> UpperModel:
+    """Build the model of `directory` in evaluation mode; raises `IntegrityError` if its two files do not fit together."""
+    try:
+        model = UpperModel(UpperConfig.from_dict(json.loads((directory / "config.json").read_text())))
+        model.load_state_dict(load_file(directory / "model.safetensors", device="cpu"))
+    except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
+        raise IntegrityError(
+            f"upper model at {directory}", expected="config.json and the weights it describes", got=repr(error),
+            remedy="Publish the version again.",
+        ) from error
+    return model.to(device).eval()

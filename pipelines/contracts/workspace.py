@@ -1,0 +1,98 @@
+"""Where everything lies. One folder; every stage reads and writes only through these names."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.contracts.errors import NotPrepared
+from pipelines.contracts.version import VersionStore
+
+__all__ = ["Workspace", "Run"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The files of one run: one set of windows, from examples to trained models.
+
+    ```
+    runs/<name>/
+      run.json           dataset, windows, tasks            (pipelines.contracts.runspec)
+      pairs.parquet      user, item, event_timestamp        pretraining window
+      graph/             nodes.parquet, edges.parquet, relations.json
+      examples.parquet   fold, user, item, event_timestamp, one column per task (null: no label)
+      facets/<facet>-s<seed>/          user.safetensors, item.safetensors, metrics.json
+      rankers/<arm>-s<seed>/           tables/<table>.safetensors, upper/, metrics.json
+    ```
+    """
+
+    directory: Path
+
+    @property
+    def name(self) -> str:
+        return self.directory.name
+
+    @property
+    def spec(self) -> Path:
+        return self.directory / "run.json"
+
+    @property
+    def pairs(self) -> Path:
+        return self.directory / "pairs.parquet"
+
+    @property
+    def graph(self) -> Path:
+        return self.directory / "graph"
+
+    @property
+    def examples(self) -> Path:
+        return self.directory / "examples.parquet"
+
+    def facet(self, facet: str, seed: int) -> Path:
+        return self.directory / "facets" / f"{facet}-s{seed}"
+
+    def ranker(self, arm: str, seed: int) -> Path:
+        return self.directory / "rankers" / f"{arm}-s{seed}"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Root of all written state. By default `var/` beside `feature_repo/`."""
+
+    root: Path
+
+    @property
+    def events(self) -> Path:
+        """Canonical events, sorted by time (pipelines.events.SCHEMA)."""
+        return self.root / "events.parquet"
+
+    @property
+    def views(self) -> Path:
+        """Folder of `user_context.parquet`, `item_context.parquet`, `user_item_context.parquet`."""
+        return self.root / "views"
+
+    def run(self, name: str) -> Run:
+        return Run(self.root / "runs" / name)
+
+    @property
+    def versions(self) -> VersionStore:
+        return VersionStore(self.root / "versions")
+
+    @property
+    def segments(self) -> Path:
+        return self.root / "segments"
+
+    def segment(self, version: int, table: str) -> Path:
+        return self.segments / str(version) / table
+
+    @property
+    def feature_repo(self) -> Path:
+        """The Feast repository that belongs to this workspace: its sibling."""
+        return self.root.resolve().parent / "feature_repo"
+
+    def require(self, path: Path, stage: str) -> Path:
+        """`path` if it exists; otherwise `NotPrepared`, naming the stage that writes it."""
+        if not path.exists():
+            raise NotPrepared(
+                f"{path} is not there", expected=f"what `facet {stage}` writes", got="nothing",
+                remedy=f"Run `facet {stage}` first.",
+            )
+        return path

@@ -1,0 +1,1 @@
+"""Everything that learns: the contrastive and knowledge-graph facets, the ranker, quantization."""

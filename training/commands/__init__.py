@@ -1,0 +1,1 @@
+"""The `facet` commands of this room, one a file; heavy imports happen inside them."""
