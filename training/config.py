@@ -1,4 +1,4 @@
-"""The training configuration: `defaults.yaml` is the manual, a user's file overrides some of it, all of it is checked."""
+"""The training configuration. `defaults.yaml` is the manual; a user's file overrides some of it; all of it is checked."""
 
 from dataclasses import MISSING, fields
 from importlib.resources import files

@@ -1,0 +1,39 @@
+# make demo    everything, on real data, in about eight minutes      make test    the whole test suite
+# make setup   only the environment                                  make proto   gRPC code from online/proto/*.proto
+# On a machine with an NVIDIA GPU: make LOCK=requirements/cuda.lock demo
+
+PYTHON ?= python3
+LOCK ?= requirements/cpu.lock
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-$(notdir $(LOCK))
+
+.PHONY: demo test lint setup proto clean
+
+demo: setup
+	$(BIN)/facet demo
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+
+setup: $(STAMP)
+
+$(STAMP): $(LOCK) pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	  { echo "Facet's lock files are for Python 3.11; $(PYTHON) is $$($(PYTHON) -V). Run: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --no-deps --requirement $(LOCK)
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -c 'import torch, fbgemm_gpu, torchrec' || \
+	  { echo "torch does not load here. With $(LOCK), the package index gave a build for other hardware: use the index of PyTorch's CPU builds, or LOCK=requirements/cuda.lock on a GPU machine."; exit 1; }
+	@touch $@
+
+proto: setup
+	$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --grpc_python_out=. online/proto/*.proto
+
+clean:
+	rm -rf var reports
