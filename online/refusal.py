@@ -1,0 +1,123 @@
+"""Errors that cross the wire: a gRPC status, a code a program can act on, and a sentence for a person."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+
+import grpc
+
+from pipelines.contracts.errors import FacetError, IntegrityError, NotPrepared, VersionNotFound
+
+__all__ = ["Code", "Refusal", "refusal_from", "refusals_to_status"]
+
+logger = logging.getLogger(__name__)
+
+CODE_KEY, VERSIONS_KEY = "facet-error", "facet-versions"
+
+
+class Code(Enum):
+    """Machine-readable reasons, sent as trailing metadata `facet-error`, each with its gRPC status."""
+
+    VERSION_NOT_AVAILABLE = grpc.StatusCode.FAILED_PRECONDITION
+    TABLE_UNKNOWN = grpc.StatusCode.NOT_FOUND
+    NO_ACCEPTED_VERSIONS = grpc.StatusCode.INVALID_ARGUMENT
+    NO_TABLES = grpc.StatusCode.INVALID_ARGUMENT
+    MALFORMED_IDS = grpc.StatusCode.INVALID_ARGUMENT
+    BATCH_TOO_LARGE = grpc.StatusCode.INVALID_ARGUMENT
+    INVALID_TIME = grpc.StatusCode.INVALID_ARGUMENT
+    LOOKUP_UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
+    DEADLINE = grpc.StatusCode.DEADLINE_EXCEEDED
+    VERSION_MISMATCH = grpc.StatusCode.INTERNAL
+    VERSION_NOT_PUBLISHED = grpc.StatusCode.NOT_FOUND
+    VERSION_NOT_LOADED = grpc.StatusCode.FAILED_PRECONDITION
+    LAST_VERSION = grpc.StatusCode.FAILED_PRECONDITION
+    STILL_ANSWERING = grpc.StatusCode.FAILED_PRECONDITION
+    IN_FLIGHT = grpc.StatusCode.FAILED_PRECONDITION
+    INTEGRITY = grpc.StatusCode.DATA_LOSS
+    INTERNAL = grpc.StatusCode.INTERNAL
+
+    # Several codes share a status, which an Enum would otherwise take for one member under many names.
+    def __new__(cls, status: grpc.StatusCode) -> "Code":
+        member = object.__new__(cls)
+        member._value_ = len(cls.__members__)
+        member.status = status
+        return member
+
+
+class Refusal(FacetError):
+    """A request that a server did not answer.
+
+    Attributes:
+        code: why, for programs.
+        versions: versions that could have answered, where that is the question.
+        status: gRPC status; the code's own, unless the transport itself failed.
+    """
+
+    def __init__(
+        self, code: Code, problem: str, *, expected: str, got: str, remedy: str, versions: tuple[int, ...] = (),
+        status: grpc.StatusCode | None = None,
+    ) -> None:
+        super().__init__(problem, expected=expected, got=got, remedy=remedy)
+        self.code, self.versions, self.status = code, versions, status or code.status
+
+
+@contextmanager
+def refusals_to_status(context: grpc.ServicerContext, request_id: str = "") -> Iterator[None]:
+    """Run a servicer's method: a `FacetError` becomes its status and trailing metadata, a defect becomes INTERNAL."""
+    try:
+        yield
+    except FacetError as error:
+        refusal = _as_refusal(error)
+    except Exception:
+        logger.exception("request %r failed", request_id)
+        refusal = Refusal(
+            Code.INTERNAL, f"request {request_id!r}", expected="an answer", got="a defect of the server",
+            remedy="The server's log has the details under this request id.",
+        )
+    else:
+        return
+    context.set_trailing_metadata(
+        ((CODE_KEY, refusal.code.name), (VERSIONS_KEY, ",".join(map(str, refusal.versions))))
+    )
+    context.abort(refusal.status, str(refusal))
+
+
+def _as_refusal(error: FacetError) -> Refusal:
+    if isinstance(error, Refusal):
+        return error
+    code = Code.INTERNAL
+    if isinstance(error, IntegrityError):
+        code = Code.INTEGRITY
+    elif isinstance(error, VersionNotFound | NotPrepared):
+        code = Code.VERSION_NOT_PUBLISHED
+    return Refusal(code, error.problem, expected=error.expected, got=error.got, remedy=error.remedy)
+
+
+def refusal_from(error: grpc.RpcError, target: str) -> Refusal:
+    """The refusal a client sees: a server's own code where it sent one, else what the transport's status means."""
+    metadata = dict(error.trailing_metadata() or ())
+    status = error.code()
+    name = metadata.get(CODE_KEY)
+    if name in Code.__members__:
+        code = Code[name]
+    elif status is grpc.StatusCode.UNAVAILABLE:
+        code = Code.LOOKUP_UNAVAILABLE
+    elif status is grpc.StatusCode.DEADLINE_EXCEEDED:
+        code = Code.DEADLINE
+    else:
+        code = Code.INTERNAL
+    versions = tuple(int(text) for text in str(metadata.get(VERSIONS_KEY, "")).split(",") if text)
+    return Refusal(
+        code, f"{target} did not answer ({status.name})", expected="an answer", got=error.details() or "no details",
+        remedy=_REMEDIES.get(code, "Correct the request."), versions=versions, status=status,
+    )
+
+
+_REMEDIES = {
+    Code.LOOKUP_UNAVAILABLE: "Check that a server listens at that address.",
+    Code.DEADLINE: "Check the server's load, or allow it more time.",
+    Code.INTERNAL: "See the server's log.",
+    Code.INTEGRITY: "Publish or materialize the version again.",
+    Code.VERSION_NOT_AVAILABLE: "Load one of the accepted versions there, or accept one that answers.",
+}

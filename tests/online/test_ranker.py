@@ -1,0 +1,204 @@
+"""The ranker over a real channel: the scores of exactly one version, or a typed refusal."""
+
+import grpc
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from online.client import RankClient, open_channel
+from online.context_source import FeastContext
+from online.proto import rank_pb2, rank_pb2_grpc
+from online.refusal import Code, Refusal
+from online.verify import OfflineVersion
+from pipelines.contracts.context import CONTEXT_FEATURES, context_matrix
+from tests.releases import AS_OF, TASKS, entity_ids
+
+NOW = AS_OF.timestamp() + 3600.0
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def tier(workspace_with_versions, host_cpu_tier):
+    return host_cpu_tier(workspace_with_versions.workspace, (1, 2))
+
+
+@pytest.fixture(scope="module")
+def ranker(workspace_with_versions, tier, host_ranker):
+    return host_ranker(workspace_with_versions, [tier.address], (1, 2))
+
+
+@pytest.fixture(scope="module")
+def client(ranker):
+    client = RankClient(ranker.address)
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def offline(workspace_with_versions):
+    """(version, user, items) -> probabilities, without any server."""
+    workspace = workspace_with_versions.workspace
+    versions = {number: OfflineVersion(workspace, number) for number in (1, 2)}
+    context = FeastContext(workspace.feature_repo, CONTEXT_FEATURES)
+
+    def score(version: int, user: int, items: np.ndarray) -> np.ndarray:
+        users = np.full(len(items), user)
+        columns = context.columns(CONTEXT_FEATURES, users=users, items=items)
+        matrix = context_matrix(CONTEXT_FEATURES, columns, np.full(len(items), NOW))
+        return versions[version].scores(users, items, matrix)
+
+    return score
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_scores_are_the_offline_scores_of_the_named_version(version, tier, client, offline) -> None:
+    tier.state.promote(version)
+    users, items = entity_ids("user", 200), entity_ids("item", 200)
+    for user in (users[0], users[99], -1):
+        candidates = np.concatenate([items[:30], [-3, 2**62]])
+        answer = client.rank(int(user), candidates, now_seconds=NOW)
+        assert answer.version == version and answer.tasks == TASKS and answer.scores.shape == (32, 2)
+        np.testing.assert_allclose(answer.scores, offline(version, user, candidates), atol=TOLERANCE)
+        other = np.abs(answer.scores - offline(3 - version, user, candidates)).max()
+        assert other > 100 * TOLERANCE, "the versions' scores must differ for this test to say anything"
+        assert answer.found == {
+            "user.contrastive": float(user != -1), "user.kge": float(user != -1),
+            "item.contrastive": 30 / 32, "item.kge": 30 / 32,
+        }
+        assert {"lookup_ms", "context_ms", "model_ms", "total_ms"} <= set(answer.timing_ms)
+    tier.state.promote(1)
+
+
+def test_the_context_and_the_moment_reach_the_model(client) -> None:
+    user, items = int(entity_ids("user", 200)[0]), entity_ids("item", 200)[:8]
+    soon, late = (client.rank(user, items, now_seconds=NOW + days * 86_400).scores for days in (0, 500))
+    assert np.abs(soon - late).max() > 1e-3
+
+
+def test_a_version_without_its_model_is_never_scored(workspace_with_versions, host_cpu_tier, host_ranker) -> None:
+    tier = host_cpu_tier(workspace_with_versions.workspace, (2,))
+    ranker = host_ranker(workspace_with_versions, [tier.address], (1,))
+    client = RankClient(ranker.address)
+    with pytest.raises(Refusal) as caught:
+        client.rank(1, np.array([1]), now_seconds=NOW)
+    assert caught.value.code is Code.VERSION_NOT_AVAILABLE and caught.value.versions == (2,)
+    ranker.state.load(2)
+    assert client.rank(1, np.array([1]), now_seconds=NOW).version == 2
+    client.close()
+
+
+def test_the_same_number_with_another_manifest_is_refused(own_workspace, tier, host_ranker) -> None:
+    """A ranker over another workspace, whose version 1 was published anew: same number, other rows."""
+    import shutil
+
+    from pipelines.publish import publish
+    from tests.releases import write_candidate
+
+    workspace = own_workspace.workspace
+    shutil.rmtree(workspace.root / "versions")
+    publish(workspace, write_candidate(own_workspace.root / "again", seed=77))
+    ranker = host_ranker(own_workspace, [tier.address], (1,))
+    client = RankClient(ranker.address)
+    with pytest.raises(Refusal) as caught:
+        client.rank(1, np.array([1]), now_seconds=NOW)
+    assert caught.value.code is Code.VERSION_MISMATCH and caught.value.status is grpc.StatusCode.INTERNAL
+    client.close()
+
+
+def test_versions_with_other_tables_run_side_by_side(own_workspace, host_cpu_tier, host_ranker) -> None:
+    """A ranker that holds a version with fewer tables asks for the rows of whichever version answers."""
+    import json
+
+    from pipelines.contracts.upper_model import UpperConfig, UpperModel, save_upper_model
+    from pipelines.publish import publish
+    from tests.releases import DIMS, write_candidate
+
+    candidate = write_candidate(own_workspace.root / "fewer", seed=3)
+    dims = {name: dim for name, dim in DIMS.items() if name != "user.kge"}
+    release = json.loads((candidate / "release.json").read_text())
+    release["tables"] = [table for table in release["tables"] if table["name"] in dims]
+    (candidate / "release.json").write_text(json.dumps(release))
+    (candidate / "tables" / "user.kge.parquet").unlink()
+    save_upper_model(
+        UpperModel(UpperConfig(dims, CONTEXT_FEATURES, TASKS, cross_rank=4, hidden=(16,))), candidate / "upper"
+    )
+    publish(own_workspace.workspace, candidate)
+    own_workspace.apply()
+    own_workspace.materialize([f"{name.replace('.', '_')}__v3" for name in dims])
+    tier = host_cpu_tier(own_workspace.workspace, (1,))
+    ranker = host_ranker(own_workspace, [tier.address], (1, 3))
+    client = RankClient(ranker.address)
+    assert client.rank(1, np.array([1]), now_seconds=NOW).version == 1
+    tier.state.load(3)
+    answer = client.rank(1, np.array([1]), now_seconds=NOW)
+    assert answer.version == 3 and set(answer.found) == set(dims)
+    client.close()
+
+
+def test_unloading_never_breaks_a_request_under_way(ranker, workspace_with_versions) -> None:
+    pinned = ranker.state.pin()
+    ranker.state.unload(2)
+    assert sorted(pinned) == [1, 2] and sorted(ranker.state.pin()) == [1]
+    assert pinned[2].model is not None
+    with pytest.raises(Refusal) as caught:
+        ranker.state.unload(1)
+    assert caught.value.code is Code.LAST_VERSION
+    ranker.state.load(2)
+
+
+def test_without_a_cpu_tier_it_refuses_in_bounded_time_and_recovers(
+    workspace_with_versions, host_cpu_tier, host_ranker
+) -> None:
+    first = host_cpu_tier(workspace_with_versions.workspace, (1,))
+    address = first.address
+    ranker = host_ranker(workspace_with_versions, [address], (1,), timeout_s=1.0)
+    client = RankClient(ranker.address)
+    assert client.rank(1, np.array([1]), now_seconds=NOW).version == 1
+    first.stop()
+    with pytest.raises(Refusal) as caught:
+        client.rank(1, np.array([1]), now_seconds=NOW)
+    assert caught.value.code is Code.LOOKUP_UNAVAILABLE and caught.value.status is grpc.StatusCode.UNAVAILABLE
+    host_cpu_tier(workspace_with_versions.workspace, (1,), port=first.endpoint.port)
+    assert client.rank(1, np.array([1]), now_seconds=NOW).version == 1
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def stub(ranker):
+    with open_channel(ranker.address) as channel:
+        yield rank_pb2_grpc.RankStub(channel)
+
+
+@pytest.mark.parametrize(
+    ("request_", "code"),
+    [
+        (rank_pb2.RankRequest(user=1, candidates=b""), Code.MALFORMED_IDS),
+        (rank_pb2.RankRequest(user=1, candidates=b"1234567"), Code.MALFORMED_IDS),
+        (rank_pb2.RankRequest(user=1, candidates=bytes(8 * 257)), Code.BATCH_TOO_LARGE),
+        (rank_pb2.RankRequest(user=1, candidates=bytes(8), now_seconds=float("nan")), Code.INVALID_TIME),
+        (rank_pb2.RankRequest(user=1, candidates=bytes(8), now_seconds=-1.0), Code.INVALID_TIME),
+    ],
+    ids=lambda value: value.name if isinstance(value, Code) else "",
+)
+def test_typed_refusals(stub, request_, code) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.Rank(request_, timeout=5)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert dict(caught.value.trailing_metadata())["facet-error"] == code.name
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    user=st.integers(-(2**63), 2**63 - 1), candidates=st.binary(max_size=64), now=st.floats(),
+    request_id=st.text(max_size=20),
+)
+def test_any_request_is_scored_or_refused_with_a_code(stub, user, candidates, now, request_id) -> None:
+    request = rank_pb2.RankRequest(request_id=request_id, user=user, candidates=candidates, now_seconds=now)
+    try:
+        answer = stub.Rank(request, timeout=5)
+    except grpc.RpcError as error:
+        assert Code[dict(error.trailing_metadata())["facet-error"]].status is grpc.StatusCode.INVALID_ARGUMENT
+    else:
+        scores = np.frombuffer(answer.scores, "<f4")
+        assert len(scores) == len(candidates) // 8 * len(answer.tasks) and np.isfinite(scores).all()
