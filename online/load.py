@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,13 +74,13 @@ class Population:
 
 def drive(
     send: Callable[[int, np.random.Generator], None], *, requests: int, seconds: float, concurrency: int, seed: int,
-    stop: threading.Event | None = None,
+    until: Path | None = None, stop: threading.Event | None = None,
 ) -> float:
     """Closed loop: `concurrency` threads, each sending its next request when the last was answered.
 
     Args:
         send: takes the request's number and the thread's random generator; what it raises ends the drive.
-        requests, seconds: the drive ends when both are reached.
+        requests, seconds, until: the drive ends when both numbers are reached and the file exists (None: no file).
         stop: set it to end the drive early.
 
     Returns:
@@ -91,7 +93,11 @@ def drive(
         try:
             while not (over.is_set() or (stop is not None and stop.is_set())):
                 number = next(numbers)
-                if number >= requests and time.perf_counter() - began >= seconds:
+                if (
+                    number >= requests
+                    and time.perf_counter() - began >= seconds
+                    and (until is None or until.exists())
+                ):
                     return
                 send(number, random)
                 bar.update()
@@ -121,6 +127,7 @@ class RankTraffic:
     latency_ms: list[float] = field(default_factory=list)
     failures: list[dict[str, Any]] = field(default_factory=list)
     now_seconds: float = 0.0
+    began: str = ""  # ISO time of the first request
     wall_s: float = 0.0
 
     def for_verification(self) -> Answers:
@@ -147,6 +154,7 @@ class RankTraffic:
             "first_failures": self.failures[:5],
             "versions_seen": {str(version): n for version, n in sorted(Counter(versions).items())},
             "manifests": {str(answer.version): answer.manifest_sha256 for answer in self.answers},
+            "began": self.began,
             "wall_s": round(self.wall_s, 3),
             "requests_per_s": round(len(self.answers) / self.wall_s, 1) if self.wall_s else 0.0,
             "latency_ms": percentiles(self.latency_ms),
@@ -172,15 +180,16 @@ class RankTraffic:
 
 def rank_traffic(
     target: str, population: Population, *, requests: int, seconds: float, concurrency: int, candidates: int,
-    now_seconds: float, seed: int, stop: threading.Event | None = None,
+    now_seconds: float, seed: int, until: Path | None = None, stop: threading.Event | None = None,
 ) -> RankTraffic:
     """Drive a ranker; every answer is kept for `online.verify`.
 
     Args:
         now_seconds: moment named in every request, seconds since 1970.
-        requests, seconds, concurrency, stop: as for `drive`.
+        requests, seconds, concurrency, until, stop: as for `drive`.
     """
-    client, traffic, recording = RankClient(target), RankTraffic(now_seconds=now_seconds), threading.Lock()
+    client, recording = RankClient(target), threading.Lock()
+    traffic = RankTraffic(now_seconds=now_seconds, began=datetime.now(UTC).isoformat(timespec="milliseconds"))
     began = time.perf_counter()
 
     def send(number: int, random: np.random.Generator) -> None:
@@ -203,7 +212,7 @@ def rank_traffic(
             traffic.latency_ms.append(latency_ms)
 
     traffic.wall_s = drive(
-        send, requests=requests, seconds=seconds, concurrency=concurrency, seed=seed, stop=stop
+        send, requests=requests, seconds=seconds, concurrency=concurrency, seed=seed, until=until, stop=stop
     )
     client.close()
     return traffic

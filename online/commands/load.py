@@ -20,6 +20,10 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 @click.option("--lookup", metavar="HOST:PORT", help="Or: row lookups to this CPU tier, for their latency alone.")
 @click.option("--requests", type=click.IntRange(1), default=5000, show_default=True, help="At least so many requests.")
 @click.option("--seconds", type=click.FloatRange(0), default=0.0, show_default=True, help="And at least so long.")
+@click.option(
+    "--until", type=click.Path(path_type=Path), metavar="FILE",
+    help="And at least until this file exists, such as a rollout's timeline.",
+)
 @click.option("--concurrency", type=click.IntRange(1, 256), default=4, show_default=True, help="Threads.")
 @click.option("--candidates", type=click.IntRange(1), default=16, show_default=True, help="Items per rank request.")
 @click.option("--batch", type=click.IntRange(1), default=512, show_default=True, help="Ids per lookup.")
@@ -30,11 +34,12 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 )
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Recompute every answer offline.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the JSON there too.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the JSON there, not to the terminal.")
 @click.pass_obj
 def load(
-    workspace: Workspace, ranker: str | None, lookup: str | None, requests: int, seconds: float, concurrency: int,
-    candidates: int, batch: int, table: str | None, version: int | None, now, verify: bool, seed: int, out: Path | None,
+    workspace: Workspace, ranker: str | None, lookup: str | None, requests: int, seconds: float, until: Path | None,
+    concurrency: int, candidates: int, batch: int, table: str | None, version: int | None, now, verify: bool, seed: int,
+    out: Path | None,
 ) -> None:
     """Send live traffic and say what came of it, as JSON.
 
@@ -69,7 +74,7 @@ def load(
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
         traffic = rank_traffic(
-            ranker, population, candidates=candidates, now_seconds=moment.timestamp(), stop=stop, **common
+            ranker, population, candidates=candidates, now_seconds=moment.timestamp(), until=until, stop=stop, **common
         )
         result = {**traffic.summary(), "candidates": candidates, "concurrency": concurrency}
         if verify and traffic.answers:
@@ -78,7 +83,8 @@ def load(
     if out:
         with replacing_file(out) as staging:
             staging.write_text(text)
-    click.echo(text)
+    else:
+        click.echo(text)
 
 
 def _verified(workspace: Workspace, traffic):

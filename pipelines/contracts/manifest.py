@@ -12,7 +12,7 @@ from pipelines.contracts.errors import IntegrityError, VersionNotFound
 from pipelines.contracts.spec import TableSpec
 from pipelines.contracts.windows import Windows
 
-__all__ = ["Manifest", "MANIFEST_NAME"]
+__all__ = ["MANIFEST_NAME", "Manifest"]
 
 MANIFEST_NAME = "manifest.json"
 _SEAL_NAME = "manifest.sha256"
@@ -126,11 +126,12 @@ class Manifest:
             )
         except (ValueError, KeyError, TypeError) as error:
             raise IntegrityError(
-                f"{path} cannot be understood", expected=f"a manifest of format {FORMAT}", got=repr(error), remedy=_REMEDY
+                f"{path} cannot be understood", expected=f"a manifest of format {FORMAT}", got=repr(error),
+                remedy=_REMEDY,
             ) from error
 
     def verify(self, directory: Path, *, only: tuple[str, ...] | None = None) -> None:
-        """Hash the version's files (or `only` some) against the manifest; raises `IntegrityError` naming the first bad one."""
+        """Hash the version's files (or `only` some); raises `IntegrityError` naming the first that differs."""
         for name in only if only is not None else self.files:
             path = directory / name
             expected = self.files.get(name, "a file of this version")

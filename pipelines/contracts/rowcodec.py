@@ -9,7 +9,9 @@ fp16   | h0    | h1    | ...                          |      2 D bytes
 ```
 
 decode: x = scale * code + bias. The encoders here are numpy references that the tests hold to FBGEMM's operators
-bit for bit; the trainer quantizes with FBGEMM, the ranker dequantizes with FBGEMM on its device.
+bit for bit (int4: FloatToFusedNBitRowwiseQuantizedSBHalf, int8: FloatToFused8BitRowwiseQuantized); the trainer
+quantizes with FBGEMM, the ranker dequantizes with FBGEMM on its device. Negative zero is stored as zero: which of two
+equal zeros is a row's minimum would otherwise hang on the order in which a kernel compares them.
 """
 
 from abc import ABC, abstractmethod
@@ -18,7 +20,7 @@ import numpy as np
 
 from pipelines.contracts.errors import InvalidConfig, InvalidTable
 
-__all__ = ["RowCodec", "codec", "CODEC_NAMES"]
+__all__ = ["CODEC_NAMES", "RowCodec", "codec", "require_finite"]
 
 _CODECS: dict[str, "RowCodec"] = {}
 
@@ -42,18 +44,31 @@ class RowCodec(ABC):
     @abstractmethod
     def _decode(self, packed: np.ndarray, dim: int) -> np.ndarray: ...
 
+    @abstractmethod
+    def _floats(self, packed: np.ndarray) -> np.ndarray:
+        """The fp16 or fp32 numbers among the bytes: scale and bias, or the values themselves."""
+
     def encode(self, rows: np.ndarray) -> np.ndarray:
-        """float32 (N, D) -> uint8 (N, row_bytes); raises `InvalidTable` on values that are not finite."""
-        rows = np.ascontiguousarray(rows, np.float32)
-        if rows.ndim != 2:
-            raise InvalidTable("rows", expected="shape (N, D)", got=str(rows.shape), remedy="Give a matrix.")
-        if not np.isfinite(rows).all():
-            bad = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
+        """float32 (N, D) -> uint8 (N, row_bytes).
+
+        Raises:
+            InvalidTable: a value is not finite, or too large for the format.
+        """
+        rows = require_finite(rows) + np.float32(0)
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            packed = self._encode(rows)
+        self.require_no_overflow(packed)
+        return packed
+
+    def require_no_overflow(self, packed: np.ndarray) -> None:
+        """Raise `InvalidTable` if a scale, bias or value overflowed its format (fp16 ends at 65,504)."""
+        finite = np.isfinite(self._floats(packed)).all(axis=1)
+        if not finite.all():
             raise InvalidTable(
-                "rows to quantize", expected="finite values", got=f"NaN or infinity in row {bad}",
-                remedy="Find out why training diverged; quantizing would hide it.",
+                f"rows to store as {self.name}", expected="values that the format can hold",
+                got=f"an overflow in row {int(np.flatnonzero(~finite)[0])}",
+                remedy="Find out why the table grew, or choose a wider format.",
             )
-        return self._encode(rows)
 
     def decode(self, packed: np.ndarray, dim: int) -> np.ndarray:
         """uint8 (N, row_bytes) -> float32 (N, D); raises `InvalidTable` when the width does not fit `dim`."""
@@ -80,8 +95,7 @@ class _Int4(RowCodec):
         span = rows.max(axis=1, initial=-np.inf) - low
         scale = (span / np.float32(15)).astype(np.float16)
         scale[scale == 0] = 1
-        with np.errstate(over="ignore", divide="ignore"):
-            inverse = np.float32(1) / scale.astype(np.float32)
+        inverse = np.float32(1) / scale.astype(np.float32)
         overflow = ~np.isfinite(inverse)
         scale[overflow], inverse[overflow] = 1, 1
         codes = np.clip(np.rint((rows - low[:, None]) * inverse[:, None]), 0, 15).astype(np.uint8)
@@ -92,10 +106,13 @@ class _Int4(RowCodec):
         return np.concatenate([packed, tail], axis=1)
 
     def _decode(self, packed: np.ndarray, dim: int) -> np.ndarray:
-        codes, tail = packed[:, :-4], np.ascontiguousarray(packed[:, -4:]).view("<f2").astype(np.float32)
+        codes, tail = packed[:, :-4], self._floats(packed).astype(np.float32)
         values = np.empty((len(packed), codes.shape[1] * 2), np.float32)
         values[:, 0::2], values[:, 1::2] = codes & 15, codes >> 4
         return values[:, :dim] * tail[:, :1] + tail[:, 1:]
+
+    def _floats(self, packed: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(packed[:, -4:]).view("<f2")
 
 
 class _Int8(RowCodec):
@@ -115,8 +132,11 @@ class _Int8(RowCodec):
         return np.concatenate([codes, tail], axis=1)
 
     def _decode(self, packed: np.ndarray, dim: int) -> np.ndarray:
-        tail = np.ascontiguousarray(packed[:, -8:]).view("<f4")
+        tail = self._floats(packed)
         return packed[:, :dim].astype(np.float32) * tail[:, :1] + tail[:, 1:]
+
+    def _floats(self, packed: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(packed[:, -8:]).view("<f4")
 
 
 class _Fp16(RowCodec):
@@ -126,20 +146,34 @@ class _Fp16(RowCodec):
         return 2 * dim
 
     def _encode(self, rows: np.ndarray) -> np.ndarray:
-        with np.errstate(over="ignore"):
-            halves = rows.astype("<f2")
-        if not np.isfinite(halves).all():
-            raise InvalidTable(
-                "rows to store as fp16", expected="absolute values up to 65504", got=f"{np.abs(rows).max():g}",
-                remedy="Publish as int8, or find out why the table grew.",
-            )
-        return halves.view(np.uint8).reshape(len(rows), -1)
+        return rows.astype("<f2").view(np.uint8).reshape(len(rows), self.row_bytes(rows.shape[1]))
 
     def _decode(self, packed: np.ndarray, dim: int) -> np.ndarray:
-        return packed.view("<f2").astype(np.float32)
+        return self._floats(packed).astype(np.float32)
+
+    def _floats(self, packed: np.ndarray) -> np.ndarray:
+        return packed.view("<f2")
 
 
 CODEC_NAMES = tuple(_CODECS)
+
+
+def require_finite(rows: np.ndarray) -> np.ndarray:
+    """`rows` as contiguous float32 (N, D); raises `InvalidTable` on another shape, NaN or infinity.
+
+    Quantizing would hide them: FBGEMM's int4 kernel turns NaN into ordinary numbers.
+    """
+    rows = np.ascontiguousarray(rows, np.float32)
+    if rows.ndim != 2:
+        raise InvalidTable("rows", expected="shape (N, D)", got=str(rows.shape), remedy="Give a matrix.")
+    finite = np.isfinite(rows).all(axis=1)
+    if not finite.all():
+        raise InvalidTable(
+            "rows to quantize", expected="finite values",
+            got=f"NaN or infinity in row {int(np.flatnonzero(~finite)[0])}",
+            remedy="Find out why training diverged; quantizing would hide it.",
+        )
+    return rows
 
 
 def codec(name: str) -> RowCodec:

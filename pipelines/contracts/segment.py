@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipelines.contracts.durable import creating_directory, replacing_file, sha256_of
+from pipelines.contracts.durable import creating_directory, sha256_of
 from pipelines.contracts.errors import IntegrityError, InvalidTable, VersionNotFound
 from pipelines.contracts.spec import TableSpec
 
@@ -64,8 +64,7 @@ def write_segment(
             "table": spec.to_dict(),
             "files": {name: sha256_of(staging / name) for name in ("ids.npy", "rows.npy")},
         }
-        with replacing_file(staging / "segment.json") as path:
-            path.write_text(json.dumps(header, indent=1))
+        (staging / "segment.json").write_text(json.dumps(header, indent=1))
 
 
 class Segment:
@@ -138,7 +137,8 @@ class Segment:
 
 def _map(path: Path) -> np.ndarray:
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        # a plain view of the map: indexing np.memmap itself costs several times as much
+        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except ValueError:
         return np.load(path, allow_pickle=False)  # an empty file cannot be mapped
 

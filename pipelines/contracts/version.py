@@ -50,6 +50,11 @@ class VersionStore:
     def manifests(self) -> list[Manifest]:
         return [self.manifest(version) for version in self.numbers()]
 
+    def next_number(self) -> int:
+        """The number after every one that was ever taken here, retired versions included."""
+        taken = [int(path.name) for path in self.root.iterdir() if path.name.isdigit()] if self.root.is_dir() else []
+        return max([0, self.current() or 0, *taken]) + 1
+
     @contextmanager
     def creating(self, version: int) -> Iterator[Path]:
         """Yield a staging directory that becomes the version when the block ends without an error.

@@ -1,0 +1,36 @@
+"""`facet audit`."""
+
+import sys
+
+import click
+
+from pipelines.contracts.workspace import Workspace
+
+__all__ = ["audit"]
+
+
+@click.command()
+@click.option("--version", type=int, required=True, help="A published and materialized version.")
+@click.option("--sample", type=click.IntRange(1), help="Check this many random rows of each table instead of all.")
+@click.pass_obj
+def audit(workspace: Workspace, version: int, sample: int | None) -> None:
+    """Check that every way to a row gives the bytes that were published.
+
+    Compares the version's Parquet files with its segments, with batched lookups, with Feast's get_online_features and
+    with Feast's get_historical_features. Writes audit/VERSION.json; the exit status is 1 if any row differs.
+    """
+    from pipelines.audit import audit as audit_version
+
+    report = audit_version(workspace, version, sample=sample)
+    for name, table in report["tables"].items():
+        verdict = "identical" if not table["rows_different"] else f"{table['rows_different']:,} DIFFER"
+        click.echo(f"  {name:20s} {table['rows_checked']:>12,} rows  {verdict}  {table['sha256']['published'][:12]}")
+        for way, ids in table["first_different"].items():
+            click.secho(f"    {way}: other bytes or none for ids {ids}", fg="red", err=True)
+    click.echo(f"{report['rows_checked']:,} rows checked, {report['rows_different']:,} different")
+    if report["rows_different"]:
+        click.secho(
+            f"error: version {version} is not served as it was published; delete its segments and materialize it again",
+            fg="red", err=True,
+        )
+        sys.exit(1)

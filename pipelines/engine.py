@@ -1,0 +1,152 @@
+"""The compute engine behind `feast materialize`: embedding views become segments, other views go Feast's own way.
+
+Feast's own way turns every row into protobuf; here Arrow record batches are copied into a segment as they are.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from feast import FileSource
+from feast.infra.common.materialization_job import (
+    MaterializationJob,
+    MaterializationJobStatus,
+    MaterializationTask,
+)
+from feast.infra.compute_engines.base import ComputeEngine
+from feast.infra.compute_engines.local.compute import LocalComputeEngine
+from feast.infra.compute_engines.local.job import LocalMaterializationJob
+from feast.infra.registry.base_registry import BaseRegistry
+from feast.repo_config import FeastConfigBaseModel
+from tqdm import tqdm
+
+from pipelines.contracts.durable import require_writable, sweep_staging
+from pipelines.contracts.embedding_view import EmbeddingView
+from pipelines.contracts.errors import FacetError, IntegrityError, NotPrepared, VersionConflict
+from pipelines.contracts.manifest import Manifest
+from pipelines.contracts.segment import Segment, write_segment
+from pipelines.contracts.spec import TableSpec
+from pipelines.contracts.workspace import Workspace
+
+__all__ = ["SegmentEngine", "SegmentEngineConfig"]
+
+logger = logging.getLogger(__name__)
+
+BATCH_ROWS = 65_536
+
+
+class SegmentEngineConfig(FeastConfigBaseModel):
+    """`batch_engine:` of `feature_store.yaml`; `workspace` is relative to the feature repository."""
+
+    type: Literal["pipelines.engine.SegmentEngine"] = "pipelines.engine.SegmentEngine"
+    workspace: str = "../var"
+
+
+class SegmentEngine(ComputeEngine):
+    """Materializes one view at a time.
+
+    ```
+    embedding view   tables/<t>.parquet ── hash checked ── record batches ── segments/<n>/<t>/   (one rename)
+    ordinary view    Feast's LocalComputeEngine
+    ```
+
+    A segment that is there already and whole is left as it is, so that materializing again is cheap and safe.
+    """
+
+    def __init__(self, *, workspace: str = "../var", type: str | None = None, **engine: Any) -> None:
+        super().__init__(**engine)
+        repo = Path(self.repo_config.repo_path or ".")
+        self.workspace = Workspace((repo / workspace).resolve())
+        self._ordinary = LocalComputeEngine(backend="pandas", **engine)
+
+    def update(
+        self,
+        project: str,
+        views_to_delete: Sequence[Any],
+        views_to_keep: Sequence[Any],
+        entities_to_delete: Sequence[Any],
+        entities_to_keep: Sequence[Any],
+    ) -> None:
+        """Nothing to prepare: segments belong to the online store."""
+
+    def teardown_infra(self, project: str, fvs: Sequence[Any], entities: Sequence[Any]) -> None:
+        """Nothing to tear down: segments belong to the online store."""
+
+    def get_historical_features(self, registry: BaseRegistry, task: Any) -> Any:
+        return self._ordinary.get_historical_features(registry, task)
+
+    def _materialize_one(
+        self, registry: BaseRegistry, task: MaterializationTask, **kwargs: Any
+    ) -> MaterializationJob:
+        job_id = f"{task.feature_view.name}-{task.start_time}-{task.end_time}"
+        try:
+            view = EmbeddingView.from_tags(task.feature_view.tags)
+            if view is None:
+                _require_source(task.feature_view)
+                return self._ordinary.materialize(registry, task, **kwargs)[0]
+            self._materialize_table(view, task)
+        except (FacetError, OSError, pa.ArrowException) as error:
+            logger.error("%s", error)
+            return LocalMaterializationJob(job_id=job_id, status=MaterializationJobStatus.ERROR, error=error)
+        return LocalMaterializationJob(job_id=job_id, status=MaterializationJobStatus.SUCCEEDED)
+
+    def _materialize_table(self, view: EmbeddingView, task: MaterializationTask) -> None:
+        manifest = self.workspace.versions.manifest(view.version)
+        if manifest.sha256 != view.manifest_sha256:
+            raise IntegrityError(
+                f"feature view {task.feature_view.name}", expected=f"manifest {view.manifest_sha256}",
+                got=manifest.sha256, remedy="Run `feast apply`, then materialize again.",
+            )
+        spec = manifest.table(view.table)
+        if not task.start_time <= manifest.as_of <= task.end_time:
+            logger.warning(
+                "%s skipped: its rows are of %s, outside %s to %s",
+                task.feature_view.name, manifest.as_of, task.start_time, task.end_time,
+            )
+            return
+        directory = self.workspace.segment(view.version, view.table)
+        if directory.exists():
+            self._confirm(directory, manifest, spec)
+            logger.info("%s is materialized already, %d rows verified", task.feature_view.name, spec.rows)
+            return
+        require_writable(directory.parent)
+        sweep_staging(directory.parent)
+        version = self.workspace.versions.path(view.version)
+        manifest.verify(version, only=(manifest.table_path(spec.name),))
+        write_segment(
+            directory, spec=spec, version=manifest.version, manifest_sha256=manifest.sha256,
+            batches=_batches(version / manifest.table_path(spec.name), label=task.feature_view.name),
+        )
+        logger.info("%s materialized, %d rows of %d bytes", task.feature_view.name, spec.rows, spec.row_bytes)
+
+    @staticmethod
+    def _confirm(directory: Path, manifest: Manifest, spec: TableSpec) -> None:
+        """Raise unless the segment that is there is whole and of this manifest."""
+        segment = Segment.open(directory)
+        if segment.manifest_sha256 != manifest.sha256 or segment.spec != spec:
+            raise VersionConflict(
+                f"segment {directory}", expected=f"manifest {manifest.sha256}", got=segment.manifest_sha256,
+                remedy="It belongs to another version of this number; delete it and materialize again.",
+            )
+
+
+def _require_source(view: Any) -> None:
+    """Raise `NotPrepared` if a view's Parquet file has not been written: DuckDB's own message names no stage."""
+    source = getattr(view, "batch_source", None)
+    if isinstance(source, FileSource) and Path(source.path).is_absolute() and not Path(source.path).exists():
+        raise NotPrepared(
+            f"feature view {view.name}", expected=f"its rows in {source.path}", got="no file",
+            remedy="Run `facet prepare` first, or materialize other views with `feast materialize --views`.",
+        )
+
+
+def _batches(path: Path, *, label: str) -> Iterator[pa.RecordBatch]:
+    with pq.ParquetFile(path) as file, tqdm(
+        total=file.metadata.num_rows, desc=label, unit="row", unit_scale=True, disable=None
+    ) as progress:
+        for batch in file.iter_batches(BATCH_ROWS, columns=["id", "row"]):
+            yield batch
+            progress.update(batch.num_rows)

@@ -1,0 +1,46 @@
+"""Fixtures for every room.
+
+`workspace_with_versions` (one per session, do not change it) is a `tests.releases.FeastRepository` with versions 1 and
+2 published, applied and materialized, and context views. It gives
+
+    repository.workspace        pipelines.contracts.workspace.Workspace of its var/
+    repository.path             its feature_repo/
+    repository.store()          a feast.FeatureStore over it
+
+Every synthetic table of an entity has the ids `tests.releases.entity_ids(entity, 200)`; `published_rows` gives what a
+reader must answer. `own_workspace` is a copy of it that a test may break.
+"""
+
+import shutil
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from tests.releases import AS_OF, FeastRepository, entity_ids, write_candidate, write_context_views
+
+
+@pytest.fixture(scope="session")
+def workspace_with_versions(tmp_path_factory: pytest.TempPathFactory) -> FeastRepository:
+    from pipelines.publish import publish
+
+    root = tmp_path_factory.mktemp("published")
+    repository = FeastRepository.create(root)
+    for version in (1, 2):
+        as_of = AS_OF + timedelta(days=30 * (version - 1))
+        candidate = write_candidate(root / f"candidate{version}", seed=version, as_of=as_of)
+        publish(repository.workspace, candidate, parents=() if version == 1 else (1,))
+    write_context_views(repository.workspace, entity_ids("user", 200), entity_ids("item", 200))
+    repository.apply()
+    repository.materialize()
+    return repository
+
+
+@pytest.fixture
+def own_workspace(workspace_with_versions: FeastRepository, tmp_path: Path) -> FeastRepository:
+    """A copy of `workspace_with_versions`, applied anew so that its registry names its own files."""
+    root = tmp_path / "own"
+    shutil.copytree(workspace_with_versions.root, root)
+    repository = FeastRepository(root)
+    repository.apply()
+    return repository

@@ -1,0 +1,94 @@
+import hashlib
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from pipelines.contracts.durable import (
+    creating_directory,
+    remove_directory,
+    replacing_file,
+    require_writable,
+    sha256_of,
+    sweep_staging,
+)
+from pipelines.contracts.errors import InvalidConfig
+
+
+def test_the_hash_of_a_file(tmp_path: Path) -> None:
+    content = os.urandom(3_000_000)
+    (tmp_path / "f").write_bytes(content)
+    assert sha256_of(tmp_path / "f") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_file_is_old_or_new_and_never_between(tmp_path: Path) -> None:
+    path = tmp_path / "made" / "f"
+    with replacing_file(path) as staging:
+        staging.write_text("old")
+    with replacing_file(path) as staging:
+        staging.write_text("ne")
+        assert path.read_text() == "old"
+        staging.write_text("new")
+    assert path.read_text() == "new"
+    with pytest.raises(RuntimeError), replacing_file(path) as staging:
+        staging.write_text("bad")
+        raise RuntimeError
+    assert path.read_text() == "new" and [p.name for p in path.parent.iterdir()] == ["f"]
+
+
+def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "d"
+    with pytest.raises(RuntimeError), creating_directory(path) as staging:
+        (staging / "half").touch()
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+    with creating_directory(path) as staging:
+        (staging / "sub").mkdir()
+        (staging / "sub" / "f").write_text("x")
+        assert not path.exists()
+    assert (path / "sub" / "f").read_text() == "x" and [p.name for p in tmp_path.iterdir()] == ["d"]
+
+
+def test_a_directory_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "f").write_text("first")
+    with pytest.raises(OSError), creating_directory(tmp_path / "d") as staging:
+        (staging / "f").write_text("second")
+    assert (tmp_path / "d" / "f").read_text() == "first" and [p.name for p in tmp_path.iterdir()] == ["d"]
+
+
+def test_only_what_nobody_fills_is_swept(tmp_path: Path) -> None:
+    (tmp_path / ".staging-1-d" / "sub").mkdir(parents=True)
+    (tmp_path / ".staging-2-old").touch()
+    os.utime(tmp_path / ".staging-2-old", (time.time() - 7200,) * 2)
+    (tmp_path / ".staging-3-new").touch()
+    (tmp_path / "kept").touch()
+    with creating_directory(tmp_path / "d") as staging:
+        assert sweep_staging(tmp_path) == [".staging-1-d", ".staging-2-old"]
+        assert sorted(p.name for p in tmp_path.iterdir()) == sorted([".staging-3-new", "kept", staging.name])
+    assert (tmp_path / "d").is_dir()
+    assert sweep_staging(tmp_path / "absent") == []
+
+
+def test_removing_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "d" / "sub").mkdir(parents=True)
+    remove_directory(tmp_path / "d")
+    remove_directory(tmp_path / "d")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_directory_that_cannot_be_written_is_refused_early(tmp_path: Path) -> None:
+    require_writable(tmp_path / "a" / "b")
+    assert not list((tmp_path / "a" / "b").iterdir())
+    (tmp_path / "file").touch()
+    for bad in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(InvalidConfig, match=r"cannot write to .*file.*--workspace"):
+            require_writable(bad)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
+def test_permissions(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(InvalidConfig, match="Permission denied"):
+        require_writable(tmp_path)

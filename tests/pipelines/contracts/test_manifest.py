@@ -1,0 +1,94 @@
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from pipelines.contracts.durable import sha256_of
+from pipelines.contracts.embedding_view import EmbeddingView
+from pipelines.contracts.errors import IntegrityError, VersionNotFound
+from pipelines.contracts.manifest import Manifest
+from pipelines.contracts.spec import TableSpec
+from pipelines.contracts.windows import Windows
+
+AS_OF = datetime(2011, 7, 1, tzinfo=UTC)
+WINDOWS = Windows.from_dict(
+    {
+        "pretrain": ["2010-12-01", "2011-04-01"],
+        "finetune": ["2011-04-01", "2011-07-01"],
+        "validation": ["2011-07-01", "2011-09-05"],
+        "test": ["2011-09-05", "2011-10-10"],
+    }
+)
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    """A manifest written into `tmp_path`, with one file."""
+    (tmp_path / "tables").mkdir()
+    path = tmp_path / "tables" / "item.kge.parquet"
+    path.write_bytes(b"rows")
+    spec = TableSpec("item.kge", 8, 2, "int4", "vocabulary", "00" * 8)
+    made = Manifest(
+        version=4, dataset="shop", created_at=AS_OF, as_of=AS_OF, windows=WINDOWS, parents=(2, 3), tables=(spec,),
+        metrics={"auc": {"purchase": 0.71}}, files={"tables/item.kge.parquet": sha256_of(path)},
+    )
+    made.write(tmp_path)
+    return made
+
+
+def test_what_is_read_is_what_was_written(tmp_path: Path, manifest: Manifest) -> None:
+    read = Manifest.read(tmp_path)
+    assert read == manifest and read.sha256 == manifest.sha256 == (tmp_path / "manifest.sha256").read_text().strip()
+    read.verify(tmp_path)
+
+
+def test_its_name_depends_on_everything_in_it(manifest: Manifest) -> None:
+    others = [replace(manifest, version=5), replace(manifest, metrics={}), replace(manifest, files={})]
+    assert len({manifest.sha256, *(other.sha256 for other in others)}) == 4
+
+
+def test_a_table_by_name(manifest: Manifest) -> None:
+    assert manifest.table("item.kge").view_name(4) == "item_kge__v4"
+    with pytest.raises(VersionNotFound, match=r"user\.kge"):
+        manifest.table("user.kge")
+
+
+@pytest.mark.parametrize("change", ["flip", "cut", "no seal", "other format"])
+def test_an_altered_manifest_is_refused_by_name(tmp_path: Path, manifest: Manifest, change: str) -> None:
+    path, seal = tmp_path / "manifest.json", tmp_path / "manifest.sha256"
+    text = path.read_text()
+    if change == "no seal":
+        seal.unlink()
+    else:
+        altered = {"flip": text.replace("shop", "shoq"), "cut": text[:-1]}.get(change, text.replace(": 1,", ": 99,", 1))
+        path.write_text(altered)
+    if change == "other format":
+        seal.write_text(sha256_of(path))
+    with pytest.raises(IntegrityError, match=r"manifest\.json"):
+        Manifest.read(tmp_path)
+
+
+def test_an_altered_or_missing_file_is_named(tmp_path: Path, manifest: Manifest) -> None:
+    path = tmp_path / "tables" / "item.kge.parquet"
+    path.write_bytes(b"ro")
+    with pytest.raises(IntegrityError, match=r"item\.kge\.parquet is corrupted.*Restore the file"):
+        manifest.verify(tmp_path)
+    path.unlink()
+    with pytest.raises(IntegrityError, match="no file"):
+        manifest.verify(tmp_path, only=("tables/item.kge.parquet",))
+    manifest.verify(tmp_path, only=())
+
+
+def test_no_manifest(tmp_path: Path) -> None:
+    with pytest.raises(VersionNotFound, match="facet versions"):
+        Manifest.read(tmp_path)
+
+
+def test_the_tags_of_a_view_lead_back_to_its_table(manifest: Manifest) -> None:
+    view = EmbeddingView.of(manifest, manifest.table("item.kge"))
+    tags = view.tags(manifest)
+    assert EmbeddingView.from_tags(tags) == view == EmbeddingView(4, "item.kge", manifest.sha256, AS_OF)
+    assert (tags["quantization"], tags["dim"], tags["data_window"]) == ("int4", "8", "2010-12-01..2011-07-01")
+    with pytest.raises(IntegrityError, match="feast apply"):
+        EmbeddingView.from_tags({"manifest_sha256": manifest.sha256})

@@ -1,0 +1,104 @@
+"""Definitions: the three that ship are read, and each mistake in one's own gets its own message."""
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.contracts.errors import InvalidConfig
+from pipelines.dataset import known_datasets, load_dataset
+from pipelines.tasks import Sampled
+from tests.logs import shop_yaml
+
+
+@pytest.fixture
+def load(tmp_path: Path):
+    def load(**changes: str):
+        path = tmp_path / "shop.yaml"
+        path.write_text(shop_yaml(**changes))
+        return load_dataset(str(path))
+
+    return load
+
+
+def test_three_data_sets_come_along() -> None:
+    assert known_datasets() == ["alibaba2014", "globo", "online_retail"]
+
+
+@pytest.mark.parametrize("name", known_datasets())
+def test_every_shipped_definition_is_understood(name: str) -> None:
+    dataset = load_dataset(name)
+    assert dataset.name == dataset.reference == name
+    assert isinstance(next(iter(dataset.tasks.values())), Sampled)
+    assert "v1" in dataset.runs
+
+
+def test_online_retail_is_the_data_in_the_project() -> None:
+    dataset = load_dataset("online_retail")
+    assert dataset.source is not None and dataset.source.is_file()
+    assert list(dataset.tasks) == ["purchase", "repurchase_60d"]
+    assert list(dataset.relations) == ["bought", "returned", "co_bought", "has_word", "in_price_band", "from_country"]
+
+
+def test_ones_own_file_lies_anywhere(load) -> None:
+    dataset = load(source="source: log.csv")
+    assert dataset.source is not None and dataset.source.name == "log.csv" and dataset.source.is_absolute()
+
+
+def test_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(InvalidConfig, match="online_retail"):
+        load_dataset("online_retial")
+
+
+def test_absent_file() -> None:
+    with pytest.raises(InvalidConfig, match=r"nowhere\.yaml cannot be read"):
+        load_dataset("nowhere.yaml")
+
+
+def test_unknown_run_names_those_there_are(load) -> None:
+    with pytest.raises(InvalidConfig, match="first"):
+        load().windows("second")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"extra": "pair_kind: [view]"}, "unknown key.*pair_kind"),
+        ({"pair_kinds": ""}, "missing key.*pair_kinds"),
+        ({"pair_kinds": "pair_kinds: view"}, "pair_kinds: expected"),
+        ({"pair_kinds": "pair_kinds: [vieww]"}, "pair_kinds.*vieww"),
+        ({"context_kinds": "context_kinds: []"}, "context_kinds.*none"),
+        ({"log": "log: {columns: {user: a, item: b, kind: c}, kinds: {view: onsite, buy: offsite}, "
+                 "time_range: [2021-01-01, 2022-01-01]}"}, "missing column.*event_timestamp"),
+        ({"log": "log: 3"}, "log: expected a mapping"),
+        ({"log": "log: {columns: {user: a, item: b, kind: c, event_timestamp: d, colour: e}, kinds: {view: onsite}, "
+                 "time_range: [2021-01-01, 2022-01-01]}"}, "unknown column.*colour"),
+        ({"log": "log: {columns: {user: a, item: b, kind: c, event_timestamp: d}, kinds: {view: nowhere}, "
+                 "time_range: [2021-01-01, 2022-01-01]}"}, "kinds.*nowhere"),
+        ({"log": "log: {columns: {user: a, item: b, kind: c, event_timestamp: d}, kinds: {view: onsite, buy: onsite}, "
+                 "time_range: [2022-01-01, 2021-01-01]}"}, "time_range"),
+        ({"log": "log: {columns: {user: a, item: b, kind: c, event_timestamp: d}, kinds: {view: onsite, buy: onsite}, "
+                 "text: {title: e}, time_range: [2021-01-01, 2022-01-01]}"}, "attribute without an owner.*title"),
+        ({"tasks": "tasks: {view: {type: guessed}}"}, "tasks.view.type.*guessed"),
+        ({"tasks": "tasks: {buy_7d: {type: followed, trigger: [view], outcome: [buy], days: 7}}"},
+         "one task of type sampled"),
+        ({"tasks": "tasks: {view: {type: sampled, kinds: [view], negatives: 0}}"}, "negatives.*at least 1"),
+        ({"tasks": "tasks: {view: {type: sampled, kinds: [view], negatives: lots}}"}, "whole number.*lots"),
+        ({"tasks": "tasks: {v: {type: sampled, kinds: [view]}, b: {type: followed, trigger: [buy], outcome: [buy], "
+                   "days: 7}}"}, "trigger"),
+        ({"graph": "graph: {viewed: {type: events, kinds: [view]}}"}, "anchor.*none"),
+        ({"graph": "graph: {viewed: {type: events, kinds: [view, buy], anchor: true}}"}, "kinds of one surface"),
+        ({"graph": "graph: {v: {type: events, kinds: [view], anchor: true}, w: {type: words, attribute: item_name}}"},
+         "item_name"),
+        ({"graph": "graph: {v: {type: events, kinds: [view], anchor: true}, "
+                   "c: {type: co_occurrence, kinds: [view], within: session}}"}, "no session column"),
+        ({"graph": "graph: {v: {type: events, kinds: [view], anchor: true}, "
+                   "c: {type: co_occurrence, kinds: [view], top_k: 0}}"}, "top_k"),
+        ({"runs": "runs: {a: {pretrain: [2021-01-01, 2021-02-01]}}"}, "windows are incomplete"),
+        ({"runs": "runs: {a: {pretrain: [2021-01-01, 2021-02-01], finetune: [2021-01-20, 2021-03-01], "
+                  "validation: [2021-03-01, 2021-03-20], test: [2021-03-20, 2021-04-10]}}"}, "leaks the future"),
+        ({"runs": "runs: [a"}, "cannot be read"),
+    ],
+)
+def test_a_mistake_is_named(load, changes: dict[str, str], message: str) -> None:
+    with pytest.raises(InvalidConfig, match=f"(?s)shop.yaml.*{message}"):
+        load(**changes)

@@ -1,0 +1,189 @@
+"""The way in: what is kept, what is dropped by name, and what is refused with which words."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.contracts.errors import FacetError, InvalidConfig, InvalidEvents
+from pipelines.contracts.ids import id_of
+from pipelines.dataset import load_dataset
+from pipelines.events import SCHEMA
+from pipelines.log import canonical_events
+from tests.logs import shop_yaml
+
+JANUARY = 1_609_459_200_000  # 2021-01-01 in milliseconds since 1970
+HOUR = 3_600_000
+
+ROWS = [
+    ("anna", 7, "view", JANUARY + 5 * HOUR, 2.5, "Red tea pot"),
+    ("anna", 7, "buy", JANUARY + 6 * HOUR, 2.5, "Red tea pot"),
+    ("bert", 8, "view", JANUARY + 1 * HOUR, 4.0, None),
+]
+COLUMNS = ("who", "what", "how", "millis", "price", "label")
+
+
+@pytest.fixture
+def ingest(tmp_path: Path):
+    """Ingest rows of the columns `COLUMNS` (or a table) under a definition whose sections may be replaced."""
+
+    def ingest(rows=ROWS, **changes: str):
+        table = rows if isinstance(rows, pa.Table) else pa.table(dict(zip(COLUMNS, zip(*rows, strict=True), strict=True)))
+        pq.write_table(table, tmp_path / "log.parquet")
+        (tmp_path / "shop.yaml").write_text(shop_yaml(source="source: log.parquet", **changes))
+        return canonical_events(load_dataset(str(tmp_path / "shop.yaml")))
+
+    return ingest
+
+
+def layout(**changes: str) -> str:
+    """The `log` section with some of its lines replaced or added."""
+    lines = {
+        "columns": "{user: who, item: what, kind: how, event_timestamp: epoch_ms(millis)}",
+        "text": "{item_title: label}",
+        "number": "{item_price: price}",
+        "kinds": "{view: onsite, buy: offsite}",
+        "time_range": "[2021-01-01, 2022-01-01]",
+    }
+    return "log:\n" + "\n".join(f"  {key}: {value}" for key, value in (lines | changes).items())
+
+
+def replaced(position: int, column: str, value) -> list[tuple]:
+    rows = [list(row) for row in ROWS]
+    rows[position][COLUMNS.index(column)] = value
+    return [tuple(row) for row in rows]
+
+
+def test_rows_become_events(ingest) -> None:
+    events, facts = ingest()
+    assert events.schema.names == [*SCHEMA.names, "item_title", "item_price"]
+    assert events["user"].to_pylist() == [id_of("bert"), id_of("anna"), id_of("anna")]  # sorted by time
+    assert events["item"].to_pylist() == [8, 7, 7]
+    assert events["surface"].to_pylist() == ["onsite", "onsite", "offsite"]
+    assert events["item_title"].to_pylist() == [None, "Red tea pot", "Red tea pot"]
+    assert (facts.rows_read, facts.rows, facts.users, facts.items) == (3, 3, 2, 2)
+    assert facts.kinds == {"buy": 1, "view": 2}
+    assert facts.first == "2021-01-01T01:00:00+00:00"
+
+
+def test_order_of_the_log_does_not_matter(ingest) -> None:
+    assert ingest()[0].equals(ingest(ROWS[::-1])[0])
+
+
+def test_dropped_rows_are_counted_by_the_first_rule_they_meet(ingest) -> None:
+    rows = [*ROWS, (None, 9, "view", JANUARY, 1.0, "x"), (None, 9, "gone", JANUARY, 1.0, "x"), ("c", 9, "gone", JANUARY, 1.0, "x")]
+    _, facts = ingest(rows, log=layout(drop="{nobody: who IS NULL, not a kind: how = 'gone'}"))
+    assert facts.dropped == {"nobody": 2, "not a kind": 1, "duplicate row": 0}
+    assert facts.rows_read == facts.rows + sum(facts.dropped.values()) == 6
+
+
+def test_some_duplicates_are_dropped_if_the_definition_says_so(ingest) -> None:
+    events, facts = ingest([*ROWS, ROWS[0]], log=layout(max_duplicate_share="0.25"))
+    assert facts.dropped == {"duplicate row": 1} and events.num_rows == 3
+    events, facts = ingest([*ROWS, ROWS[0]], log=layout(max_duplicate_share="null"))
+    assert facts.dropped == {} and events.num_rows == 4
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (replaced(0, "who", None), "null user: expected a value in every row, got 1 rows without"),
+        (replaced(1, "what", None), "null item"),
+        (replaced(1, "millis", None), "null event_timestamp"),
+        (replaced(1, "how", None), "null kind"),
+        (replaced(1, "how", "stare"), "unknown kind of event: expected one of .*'buy', 'view'.*stare"),
+        (replaced(2, "millis", JANUARY // 1000), "timestamp out of range: expected times from 2021-01-01.*1970-01-19"),
+        (replaced(2, "millis", JANUARY + 366 * 24 * HOUR), "timestamp out of range"),
+        ([*ROWS, ROWS[0]], r"duplicate rows: expected at most 0\.00%.*1 of 4 \(25\.00%\)"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused(ingest, rows: list[tuple], message: str) -> None:
+    with pytest.raises(InvalidEvents, match=message):
+        ingest(rows)
+
+
+def test_missing_column_names_it_and_those_there_are(ingest) -> None:
+    table = pa.table(dict(zip(COLUMNS, zip(*ROWS, strict=True), strict=True))).drop_columns(["what"])
+    with pytest.raises(InvalidEvents, match=r"missing column for item: expected `what` among the log's columns, got \['who', 'how'"):
+        ingest(table)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"number": "{item_price: label}"}, "wrong type of item_price: expected DOUBLE.*VARCHAR.*2 rows.*'Red tea pot'"),
+        ({"columns": "{user: who, item: price, kind: how, event_timestamp: epoch_ms(millis)}"},
+         "wrong type of item: expected integers or text, got DOUBLE"),
+        ({"columns": "{user: who, item: what, kind: how, event_timestamp: label}"}, "wrong type of event_timestamp"),
+        ({"columns": "{user: who, item: what, kind: how, event_timestamp: millis}"}, "wrong type of event_timestamp"),
+        ({"columns": "{user: who, item: what, kind: how, event_timestamp: epoch_ms(label)}"},
+         "wrong (type|expression).*event_timestamp"),
+        ({"columns": "{user: who, item: CAST(label AS BIGINT), kind: how, event_timestamp: epoch_ms(millis)}"}, "wrong type"),
+        ({"columns": "{user: who, item: what +, kind: how, event_timestamp: epoch_ms(millis)}"}, "wrong expression for item"),
+        ({"drop": "{impossible: nothing > 3}"}, "missing column for drop rule 'impossible'"),
+        ({"drop": "{all: 1 = 1}"}, "no event is left"),
+    ],
+)
+def test_definitions_that_do_not_fit_the_log_are_refused(ingest, changes: dict[str, str], message: str) -> None:
+    with pytest.raises(InvalidEvents, match=message):
+        ingest(log=layout(**changes))
+
+
+def test_empty_log(ingest) -> None:
+    empty = pa.table({name: pa.array([], pa.string()) for name in COLUMNS})
+    with pytest.raises(InvalidEvents, match="the log is empty"):
+        ingest(empty)
+
+
+def test_no_log_there(tmp_path: Path) -> None:
+    (tmp_path / "shop.yaml").write_text(shop_yaml())
+    dataset = load_dataset(str(tmp_path / "shop.yaml"))
+    with pytest.raises(InvalidConfig, match="--source"):
+        canonical_events(dataset)
+    with pytest.raises(InvalidConfig, match="nothing there"):
+        canonical_events(dataset, tmp_path / "absent.parquet")
+    (tmp_path / "broken.parquet").write_text("not Parquet")
+    with pytest.raises(FacetError, match=r"broken\.parquet cannot be read"):
+        canonical_events(dataset, tmp_path / "broken.parquet")
+
+
+def test_a_folder_of_files_is_one_log(ingest, tmp_path: Path) -> None:
+    whole, _ = ingest()
+    folder = tmp_path / "days"
+    folder.mkdir()
+    table = pq.read_table(tmp_path / "log.parquet")
+    for number in range(3):
+        pq.write_table(table.slice(number, 1), folder / f"{number}.parquet")
+    parts, _ = canonical_events(load_dataset(str(tmp_path / "shop.yaml")), folder)
+    assert parts.equals(whole)
+
+
+def test_leading_zeros_of_a_csv_are_kept_if_its_type_is_given(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text(
+        f"who,what,how,millis,price,label\n007,1,view,{JANUARY},1.0,a\n7,1,view,{JANUARY},1.0,a\n"
+    )
+    (tmp_path / "shop.yaml").write_text(shop_yaml(source="source: log.csv", log=layout(csv_types="{who: VARCHAR}")))
+    events, _ = canonical_events(load_dataset(str(tmp_path / "shop.yaml")))
+    assert set(events["user"].to_pylist()) == {id_of("007"), id_of("7")}
+
+
+def test_online_retail_is_cleaned_as_its_definition_says() -> None:
+    events, facts = canonical_events(load_dataset("online_retail"))
+    assert facts.rows_read == 541_909
+    assert facts.dropped["no customer"] == 135_080
+    assert facts.rows_read == facts.rows + sum(facts.dropped.values())
+    assert set(facts.kinds) == {"purchase", "return"}
+    assert id_of("85123A") in events["item"].to_pylist() and id_of("85123a") not in events["item"].to_pylist()
+    assert id_of("POST") not in events["item"].to_pylist()
+    values = events.to_pandas().groupby("kind")["value"]
+    assert values.min()["purchase"] >= 0 and values.max()["return"] <= 0
+
+
+def test_a_column_named_like_a_word_of_sql_is_that_column(ingest) -> None:
+    table = pa.table({"user": ["anna"], "order": ["tea"], "how": ["view"], "at": [JANUARY], "price": [1.0], "label": ["x"]})
+    own = layout(columns='{user: user, item: order, kind: how, event_timestamp: epoch_ms("at")}')
+    events, _ = ingest(table, log=own)
+    assert events["user"].to_pylist() == [id_of("anna")] and events["item"].to_pylist() == [id_of("tea")]
+    with pytest.raises(InvalidEvents, match="missing column for user"):
+        ingest(table.drop_columns(["user"]), log=own)

@@ -1,0 +1,251 @@
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+from safetensors.numpy import load_file, save_file
+
+from pipelines.cli import facet
+from pipelines.contracts.durable import creating_directory
+from pipelines.contracts.errors import (
+    FacetError,
+    InvalidConfig,
+    InvalidTable,
+    NotPrepared,
+    VersionConflict,
+    VersionNotFound,
+)
+from pipelines.contracts.version import VersionStore
+from pipelines.contracts.workspace import Workspace
+from pipelines.publish import publish
+from tests.crash import kill_during, publish_candidate
+from tests.releases import AS_OF, DIMS, write_candidate, write_table
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_candidate(tmp_path_factory.mktemp("candidate") / "int4", seed=1)
+
+
+@pytest.fixture
+def candidate(pristine: Path, tmp_path: Path) -> Path:
+    """A candidate that a test may break."""
+    return Path(shutil.copytree(pristine, tmp_path / "candidate"))
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path / "var")
+
+
+def other_candidate(candidate: Path, seed: int) -> Path:
+    """Another release of the same tables: only the upper model differs."""
+    other = Path(shutil.copytree(candidate, candidate.with_name(f"candidate-{seed}")))
+    weights = load_file(other / "upper/model.safetensors")
+    save_file({name: tensor + np.float32(seed) for name, tensor in weights.items()}, other / "upper/model.safetensors")
+    return other
+
+
+def whole(versions: VersionStore) -> list[int]:
+    """Numbers of the published versions, each verified."""
+    for number in versions.numbers():
+        versions.manifest(number).verify(versions.path(number))
+    return versions.numbers()
+
+
+def test_a_version_is_the_candidates_files_under_a_sealed_manifest(workspace: Workspace, candidate: Path) -> None:
+    manifest = publish(workspace, candidate)
+    directory = workspace.versions.path(1)
+    assert workspace.versions.current() == 1 and workspace.versions.manifest(1) == manifest
+    files = {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
+    assert files == {*manifest.files, "manifest.json", "manifest.sha256"}
+    assert all((directory / name).read_bytes() == (candidate / name).read_bytes() for name in manifest.files)
+    assert manifest.as_of == AS_OF and {spec.name: spec.dim for spec in manifest.tables} == DIMS
+
+
+def test_numbers_go_up_and_are_never_used_twice(workspace: Workspace, candidate: Path) -> None:
+    publish(workspace, candidate)
+    publish(workspace, other_candidate(candidate, 1), parents=(1,))
+    (workspace.versions.path(2) / "manifest.json").unlink()  # retired
+    manifest = publish(workspace, other_candidate(candidate, 2), parents=(1,))
+    assert (manifest.version, manifest.parents, workspace.versions.numbers()) == (3, (1,), [1, 3])
+    shutil.rmtree(workspace.versions.path(3))
+    assert workspace.versions.next_number() == 4  # the pointer remembers
+
+
+def test_the_same_candidate_twice_is_refused(workspace: Workspace, candidate: Path) -> None:
+    publish(workspace, candidate)
+    with pytest.raises(VersionConflict, match="the files of version 1"):
+        publish(workspace, candidate)
+    assert whole(workspace.versions) == [1]
+
+
+def test_an_unknown_parent_is_refused(workspace: Workspace, candidate: Path) -> None:
+    with pytest.raises(VersionNotFound, match="version 5"):
+        publish(workspace, candidate, parents=(5,))
+    assert workspace.versions.numbers() == []
+
+
+def rewrite(table: str, change: Callable[[pa.Table], pa.Table]) -> Callable[[Path], None]:
+    def apply(candidate: Path) -> None:
+        path = candidate / "tables" / f"{table}.parquet"
+        pq.write_table(change(pq.read_table(path)), path)
+
+    return apply
+
+
+def edit_release(change: Callable[[dict], object]) -> Callable[[Path], None]:
+    def apply(candidate: Path) -> None:
+        release = json.loads((candidate / "release.json").read_text())
+        change(release)
+        (candidate / "release.json").write_text(json.dumps(release))
+
+    return apply
+
+
+def with_column(name: str, values: pa.Array) -> Callable[[pa.Table], pa.Table]:
+    return lambda table: table.set_column(table.schema.get_field_index(name), name, values)
+
+
+def nan_scale(candidate: Path) -> None:
+    table = pq.read_table(candidate / "tables/item.kge.parquet")
+    rows = np.array([np.frombuffer(row, np.uint8) for row in table["row"].to_pylist()])
+    rows[17, -4:-2] = np.frombuffer(np.float16("nan").tobytes(), np.uint8)
+    write_table(candidate / "tables/item.kge.parquet", table["id"].to_numpy(), rows, AS_OF)
+
+
+def nan_weight(candidate: Path) -> None:
+    weights = load_file(candidate / "upper/model.safetensors")
+    weights["heads.bias"] = np.full_like(weights["heads.bias"], np.inf)
+    save_file(weights, candidate / "upper/model.safetensors")
+
+
+def other_dims(candidate: Path) -> None:
+    config = json.loads((candidate / "upper/config.json").read_text())
+    config["tables"]["item.kge"] = 99
+    (candidate / "upper/config.json").write_text(json.dumps(config))
+
+
+BROKEN = {
+    "unsorted ids": (rewrite("item.kge", lambda t: t.take(pa.array(np.arange(200)[::-1]))), "ascending ids"),
+    "repeated ids": (rewrite("item.kge", lambda t: t.take(pa.array([0, *range(199)]))), "ascending ids"),
+    "a row too few": (rewrite("item.kge", lambda t: t.slice(1)), r"200 rows, got 199"),
+    "null ids": (rewrite("item.kge", with_column("id", pa.nulls(200, pa.int64()))), "no nulls"),
+    "text ids": (rewrite("item.kge", with_column("id", pa.array(map(str, range(200))))), "id.*string"),
+    "wide rows": (rewrite("item.kge", with_column("row", pa.array([b"x" * 11] * 200, pa.binary(11)))), r"binary\[11\]"),
+    "another time": (
+        rewrite("item.kge", with_column("event_timestamp", pa.array([0] * 200, pa.timestamp("us", "UTC")))),
+        "event_timestamp 2011-07-01",
+    ),
+    "no such column": (rewrite("item.kge", lambda t: t.drop_columns(["row"])), "row.*None"),
+    "NaN in a row": (nan_scale, "item.kge.*NaN or infinity in rows"),
+    "no table file": (lambda c: (c / "tables/item.kge.parquet").unlink(), "no file"),
+    "not Parquet": (lambda c: (c / "tables/item.kge.parquet").write_text("hello"), "a Parquet file"),
+    "infinite weight": (nan_weight, "heads.bias"),
+    "other dimensions": (other_dims, "99"),
+    "no weights": (lambda c: (c / "upper/model.safetensors").unlink(), "upper model"),
+    "cut weights": (lambda c: os.truncate(c / "upper/model.safetensors", 100), "upper model"),
+    "no tables": (edit_release(lambda r: r.update(tables=[])), "distinct tables"),
+    "a table twice": (edit_release(lambda r: r["tables"].append(r["tables"][0])), "distinct tables"),
+    "no metrics": (edit_release(lambda r: r.pop("metrics")), "metrics"),
+    "local time": (edit_release(lambda r: r.update(as_of="2011-07-01T00:00:00")), "no time zone"),
+    "short default row": (edit_release(lambda r: r["tables"][0].update(default_row="00")), "8 bytes, got 1"),
+    "leaking windows": (edit_release(lambda r: r["windows"].update(test=["2011-01-01", "2011-02-01"])), "leaks"),
+    "not JSON": (lambda c: (c / "release.json").write_text("{"), "cannot be understood"),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_broken_candidate_is_refused_and_nothing_is_written(
+    workspace: Workspace, candidate: Path, broken: str
+) -> None:
+    damage, message = BROKEN[broken]
+    damage(candidate)
+    with pytest.raises((InvalidTable, InvalidConfig), match=message):
+        publish(workspace, candidate)
+    assert workspace.versions.current() is None and not any(workspace.versions.root.glob("*"))
+
+
+def test_no_candidate_names_the_stage_that_makes_it(workspace: Workspace, tmp_path: Path) -> None:
+    with pytest.raises(NotPrepared, match="facet quantize"):
+        publish(workspace, tmp_path / "nowhere")
+
+
+def test_a_workspace_that_cannot_be_written(tmp_path: Path, candidate: Path) -> None:
+    (tmp_path / "file").write_text("not a directory")
+    with pytest.raises(InvalidConfig, match="cannot write to"):
+        publish(Workspace(tmp_path / "file"), candidate)
+
+
+def test_two_writers_of_one_number(workspace: Workspace) -> None:
+    versions = workspace.versions
+    with pytest.raises(VersionConflict, match="version 7"), versions.creating(7) as mine:
+        (mine / "manifest.json").write_text("{}")
+        with versions.creating(7) as theirs:
+            (theirs / "manifest.json").write_text("{}")
+    assert [path.name for path in versions.root.iterdir()] == ["7"]
+
+
+def test_what_a_crash_left_is_swept_and_what_a_living_writer_fills_is_not(
+    workspace: Workspace, candidate: Path
+) -> None:
+    root = workspace.versions.root
+    (root / ".staging-dead-9" / "tables").mkdir(parents=True)
+    (root / ".staging-dead-CURRENT").touch()
+    os.utime(root / ".staging-dead-CURRENT", (time.time() - 7200,) * 2)
+    with creating_directory(root / "8") as living:
+        publish(workspace, candidate)
+        assert living.is_dir() and [p.name for p in root.glob(".staging*")] == [living.name]
+
+
+def test_a_crash_before_the_pointer_is_finished_by_publishing_again(workspace: Workspace, candidate: Path) -> None:
+    publish(workspace, candidate)
+    second = other_candidate(candidate, 1)
+    sha = publish(workspace, second).sha256
+    workspace.versions.point_to(1)  # as if the process had died between the rename and the pointer
+    assert publish(workspace, second).sha256 == sha
+    assert (workspace.versions.current(), whole(workspace.versions)) == (2, [1, 2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
+def test_publishing_killed_at_any_instant(tmp_path: Path, seed: int) -> None:
+    workspace = Workspace(tmp_path / "var")
+    first = publish(workspace, write_candidate(tmp_path / "first", seed=1))
+    second = write_candidate(tmp_path / "second", seed=2, rows=20_000)
+    kill_during(publish_candidate, workspace.root, second, between_s=(0.02, 0.14), seed=seed)
+    assert workspace.versions.current() in (1, 2) and workspace.versions.manifest(1) == first
+    assert whole(workspace.versions) in ([1], [1, 2])
+    if workspace.versions.current() == 1:
+        publish(workspace, second)
+    assert (workspace.versions.current(), whole(workspace.versions)) == (2, [1, 2])
+    assert not list(workspace.versions.root.glob(".staging-*-2"))
+
+
+class TestCommands:
+    def run(self, workspace: Workspace, *args: str) -> str:
+        result = CliRunner().invoke(facet, ["--workspace", str(workspace.root), *args], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    def test_publish_versions_and_show(self, workspace: Workspace, pristine: Path) -> None:
+        shutil.copytree(pristine, workspace.run("v1").ranker("both", 0) / "int4")
+        assert "No version is published" in self.run(workspace, "versions")
+        assert "published version 1" in self.run(workspace, "publish", "--run", "v1")
+        listed = self.run(workspace, "versions")
+        assert "1*" in listed and "0/4" in listed and "synthetic" in listed
+        shown = self.run(workspace, "versions", "show", "1")
+        assert workspace.versions.manifest(1).sha256 in shown
+        for expected in ("2010-12-01 to 2011-04-01", "item_kge__v1", "auc.purchase", "0.5000", "no table yet"):
+            assert expected in shown
+
+    def test_an_unknown_version(self, workspace: Workspace) -> None:
+        with pytest.raises(FacetError, match="version 3"):
+            self.run(workspace, "versions", "show", "3")
