@@ -1,5 +1,5 @@
 # make demo    everything, on real data, in about eight minutes      make test    the whole test suite
-# make setup   only the environment                                  make proto   gRPC code from online/proto/*.proto
+# make setup   only the environment                                  make proto   gRPC code from online/proto/lookup.proto online/proto/rank.proto online/proto/admin.proto
 # On a machine with an NVIDIA GPU: make LOCK=requirements/cuda.lock demo
 
 PYTHON ?= python3
@@ -33,7 +33,7 @@ $(STAMP): $(LOCK) pyproject.toml
 	@touch $@
 
 proto: setup
-	$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --grpc_python_out=. online/proto/*.proto
+	$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --grpc_python_out=. online/proto/lookup.proto online/proto/rank.proto online/proto/admin.proto
 
 clean:
 	rm -rf var reports

@@ -1,4 +1,4 @@
-"""The `facet` command: gathers the commands that the rooms register as entry points, and prints refusals as one line."""
+"""The `facet` command: gathers the commands that the rooms register, and prints a refusal as one message."""
 
 import logging
 import sys
@@ -14,8 +14,8 @@ __all__ = ["facet", "main"]
 
 # In the order of the way through, which is also the order in which --help lists them.
 STAGES = (
-    "demo", "ingest", "prepare", "pretrain", "finetune", "evaluate", "quantize", "publish", "versions", "audit", "serve",
-    "load", "rollout",
+    "demo", "ingest", "prepare", "pretrain", "finetune", "evaluate", "quantize", "publish", "versions", "audit",
+    "serve", "load", "rollout",
 )
 
 
@@ -64,6 +64,8 @@ def facet(ctx: click.Context, workspace: Path, verbose: bool) -> None:
     )
     for library in ("feast", "numba", "matplotlib", "torchrec", "fbgemm_gpu", "urllib3", "asyncio"):
         logging.getLogger(library).setLevel(logging.WARNING)
+    # FBGEMM reports every library that it loads through the root logger itself.
+    logging.getLogger().handlers[0].addFilter(lambda record: record.name != "root" or record.levelno > logging.INFO)
     ctx.obj = Workspace(workspace)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from pipelines.contracts.errors import InvalidConfig
 
-__all__ = ["ContextFeature", "CONTEXT_FEATURES", "context_matrix"]
+__all__ = ["CONTEXT_FEATURES", "ContextFeature", "context_matrix"]
 
 TRANSFORMS = ("log1p", "identity", "log_days_since")
 SECONDS_PER_DAY = 86_400.0

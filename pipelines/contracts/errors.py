@@ -2,13 +2,13 @@
 
 __all__ = [
     "FacetError",
-    "InvalidEvents",
-    "InvalidConfig",
-    "InvalidTable",
     "IntegrityError",
-    "VersionNotFound",
-    "VersionConflict",
+    "InvalidConfig",
+    "InvalidEvents",
+    "InvalidTable",
     "NotPrepared",
+    "VersionConflict",
+    "VersionNotFound",
 ]
 
 

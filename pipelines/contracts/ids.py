@@ -33,13 +33,13 @@ def as_ids(names: pa.ChunkedArray | pa.Array) -> np.ndarray:
         return names.cast(pa.int64()).to_numpy()
     if not (pa.types.is_string(names.type) or pa.types.is_large_string(names.type)):
         raise InvalidEvents(
-            "cannot make ids", expected="an integer or text column", got=str(names.type), remedy="Cast it in the adapter."
+            "cannot make ids", expected="an integer or text column", got=str(names.type),
+            remedy="Cast it in the adapter.",
         )
-    encoded = pa.chunked_array(names).combine_chunks().dictionary_encode() if isinstance(names, pa.Array) else (
-        names.combine_chunks().dictionary_encode()
-    )
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.combine_chunks()
+    encoded = pa.chunked_array([names], names.type) if isinstance(names, pa.Array) else names
+    encoded = encoded.dictionary_encode().combine_chunks()
+    if isinstance(encoded, pa.ChunkedArray):  # pyarrow keeps an empty column chunked
+        encoded = pa.array([], names.type).dictionary_encode()
     unique = np.fromiter((id_of(text) for text in encoded.dictionary.to_pylist()), np.int64, len(encoded.dictionary))
     if len(np.unique(unique)) != len(unique):
         raise InvalidEvents(

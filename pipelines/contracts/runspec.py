@@ -7,7 +7,7 @@ from pathlib import Path
 from pipelines.contracts.durable import replacing_file
 from pipelines.contracts.windows import Windows
 
-__all__ = ["RunSpec", "ARMS", "FACETS"]
+__all__ = ["ARMS", "FACETS", "RunSpec"]
 
 FACETS = ("contrastive", "kge")
 ARMS = {"scratch": (), "contrastive": ("contrastive",), "kge": ("kge",), "both": FACETS}

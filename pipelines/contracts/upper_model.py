@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pipelines.contracts.context import ContextFeature
 from pipelines.contracts.errors import IntegrityError, InvalidConfig
 
-__all__ = ["UpperConfig", "UpperModel", "LowRankCross", "save_upper_model", "load_upper_model"]
+__all__ = ["LowRankCross", "UpperConfig", "UpperModel", "load_upper_model", "save_upper_model"]
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,8 @@ class UpperModel(nn.Module):
         if expected != got or context.shape != (batch, len(self.config.context)):
             raise InvalidConfig(
                 "upper model input", expected=f"rows {expected}, context {(batch, len(self.config.context))}",
-                got=f"rows {got}, context {tuple(context.shape)}", remedy="Look the rows up for the version that scores.",
+                got=f"rows {got}, context {tuple(context.shape)}",
+                remedy="Look the rows up for the version that scores.",
             )
 
 
@@ -149,11 +150,12 @@ def save_upper_model(model: UpperModel, directory: Path) -> None:
     """Write `config.json` and `model.safetensors` into `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(model.config.to_dict(), indent=1))
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, directory / "model.safetensors")
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, directory / "model.safetensors")
 
 
 def load_upper_model(directory: Path, *, device: str = "cpu") -> UpperModel:
-    """Build the model of `directory` in evaluation mode; raises `IntegrityError` if its two files do not fit together."""
+    """Build the model of `directory`, in evaluation mode; raises `IntegrityError` if its two files do not fit."""
     try:
         model = UpperModel(UpperConfig.from_dict(json.loads((directory / "config.json").read_text())))
         model.load_state_dict(load_file(directory / "model.safetensors", device="cpu"))

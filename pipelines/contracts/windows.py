@@ -1,7 +1,7 @@
 """The four time windows of a run, in an order that cannot leak the future."""
 
 from dataclasses import dataclass
-from datetime import date, datetime, timezone
+from datetime import UTC, date, datetime
 from typing import Any
 
 from pipelines.contracts.errors import InvalidConfig
@@ -18,11 +18,11 @@ class Window:
 
     @property
     def start_time(self) -> datetime:
-        return datetime(self.start.year, self.start.month, self.start.day, tzinfo=timezone.utc)
+        return datetime(self.start.year, self.start.month, self.start.day, tzinfo=UTC)
 
     @property
     def end_time(self) -> datetime:
-        return datetime(self.end.year, self.end.month, self.end.day, tzinfo=timezone.utc)
+        return datetime(self.end.year, self.end.month, self.end.day, tzinfo=UTC)
 
 
 @dataclass(frozen=True)

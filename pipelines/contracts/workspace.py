@@ -6,7 +6,7 @@ from pathlib import Path
 from pipelines.contracts.errors import NotPrepared
 from pipelines.contracts.version import VersionStore
 
-__all__ = ["Workspace", "Run"]
+__all__ = ["Run", "Workspace"]
 
 
 @dataclass(frozen=True)

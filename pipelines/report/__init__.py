@@ -1,0 +1,1 @@
+"""The demo's page: what ran, what was measured, drawn so that a person sees it at a glance."""
