@@ -24,7 +24,9 @@ class UpperConfig:
         tasks: one head each.
         cross_layers, cross_rank: depth and rank of the crossing network.
         hidden: widths of the deep network beside it.
-        dropout: probability, training only.
+        dropout: probability inside the deep network, training only.
+        row_dropout: probability of each element of the rows and of their dot products, training only: rows that were
+            fitted to an example say more about it than they will about a new one.
     """
 
     tables: dict[str, int]
@@ -34,6 +36,7 @@ class UpperConfig:
     cross_rank: int = 32
     hidden: tuple[int, ...] = (128, 64)
     dropout: float = 0.0
+    row_dropout: float = 0.0
 
     @property
     def facet_pairs(self) -> list[tuple[str, str]]:
@@ -93,6 +96,7 @@ class UpperModel(nn.Module):
     def __init__(self, config: UpperConfig) -> None:
         super().__init__()
         self.config = config
+        self.row_dropout = nn.Dropout(config.row_dropout)
         self.register_buffer("context_mean", torch.zeros(len(config.context)))
         self.register_buffer("context_std", torch.ones(len(config.context)))
         dim = config.input_dim
@@ -131,7 +135,8 @@ class UpperModel(nn.Module):
         standard = torch.where(missing, 0.0, (context - self.context_mean) / self.context_std)
         parts = [rows[name] for name in self.config.tables]
         parts += [(rows[user] * rows[item]).sum(1, keepdim=True) for user, item in self.config.facet_pairs]
-        x0 = torch.cat([*parts, standard, missing.to(standard.dtype)], dim=1)  # (B, D)
+        learned = self.row_dropout(torch.cat(parts, dim=1))  # (B, sum of D_t + pairs)
+        x0 = torch.cat([learned, standard, missing.to(standard.dtype)], dim=1)  # (B, D)
         return self.heads(torch.cat([self.cross(x0), self.deep(x0)], dim=1))  # (B, T)
 
     def _check(self, rows: dict[str, Tensor], context: Tensor) -> None:

@@ -24,7 +24,10 @@ def window(start: int, end: int) -> Window:
 WINDOWS = Windows(window(0, 30), window(30, 60), window(60, 80), window(80, 100))
 
 
-def made(events, *, log_end=day(120), tasks=TASKS, seed: int = 0) -> pd.DataFrame:
+LOG_END = day(120)
+
+
+def made(events, *, log_end=LOG_END, tasks=TASKS, seed: int = 0) -> pd.DataFrame:
     table = examples(canonical(events), windows=WINDOWS, tasks=tasks, log_end=log_end, seed=seed)
     assert table.schema == examples_schema(list(tasks))
     return table.to_pandas()
@@ -101,7 +104,7 @@ def test_the_border_of_the_outcomes_period() -> None:
             (3, 1, "view", day(31)), (3, 1, "buy", day(38.99)), (4, 1, "view", day(31)), (4, 1, "buy", day(39)),
             (5, 1, "view", day(52.5)), (6, 1, "view", day(51.5)), (6, 1, "buy", day(53)), (7, 2, "view", day(30))]
     labels = made(seen).query("view == 1").set_index("user").buy_7d
-    # The same day is no later day; day 7 is in, day 8 is out; day 52 + 8 = 60 is when validation starts, 53 is too late.
+    # The same day is no later day; day 7 is in, day 8 is out; 52 + 8 = 60 is when validation starts, 53 is too late.
     assert labels[[1, 2, 3, 4, 6]].to_list() == [0, 1, 1, 0, 1] and labels[5] == 0
     assert np.isnan(made([(5, 1, "view", day(53)), (1, 2, "view", day(31))]).set_index("user").buy_7d[5]).all()
 

@@ -24,13 +24,16 @@ ROWS = [
 COLUMNS = ("who", "what", "how", "millis", "price", "label")
 
 
+def as_table(rows: list[tuple]) -> pa.Table:
+    return pa.table(dict(zip(COLUMNS, zip(*rows, strict=True), strict=True)))
+
+
 @pytest.fixture
 def ingest(tmp_path: Path):
     """Ingest rows of the columns `COLUMNS` (or a table) under a definition whose sections may be replaced."""
 
     def ingest(rows=ROWS, **changes: str):
-        table = rows if isinstance(rows, pa.Table) else pa.table(dict(zip(COLUMNS, zip(*rows, strict=True), strict=True)))
-        pq.write_table(table, tmp_path / "log.parquet")
+        pq.write_table(rows if isinstance(rows, pa.Table) else as_table(rows), tmp_path / "log.parquet")
         (tmp_path / "shop.yaml").write_text(shop_yaml(source="source: log.parquet", **changes))
         return canonical_events(load_dataset(str(tmp_path / "shop.yaml")))
 
@@ -72,7 +75,8 @@ def test_order_of_the_log_does_not_matter(ingest) -> None:
 
 
 def test_dropped_rows_are_counted_by_the_first_rule_they_meet(ingest) -> None:
-    rows = [*ROWS, (None, 9, "view", JANUARY, 1.0, "x"), (None, 9, "gone", JANUARY, 1.0, "x"), ("c", 9, "gone", JANUARY, 1.0, "x")]
+    rest = (JANUARY, 1.0, "x")
+    rows = [*ROWS, (None, 9, "view", *rest), (None, 9, "gone", *rest), ("c", 9, "gone", *rest)]
     _, facts = ingest(rows, log=layout(drop="{nobody: who IS NULL, not a kind: how = 'gone'}"))
     assert facts.dropped == {"nobody": 2, "not a kind": 1, "duplicate row": 0}
     assert facts.rows_read == facts.rows + sum(facts.dropped.values()) == 6
@@ -104,23 +108,27 @@ def test_rows_that_do_not_fit_are_refused(ingest, rows: list[tuple], message: st
 
 
 def test_missing_column_names_it_and_those_there_are(ingest) -> None:
-    table = pa.table(dict(zip(COLUMNS, zip(*ROWS, strict=True), strict=True))).drop_columns(["what"])
-    with pytest.raises(InvalidEvents, match=r"missing column for item: expected `what` among the log's columns, got \['who', 'how'"):
+    table = as_table(ROWS).drop_columns(["what"])
+    message = r"missing column for item: expected `what` among the log's columns, got \['who', 'how'"
+    with pytest.raises(InvalidEvents, match=message):
         ingest(table)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"number": "{item_price: label}"}, "wrong type of item_price: expected DOUBLE.*VARCHAR.*2 rows.*'Red tea pot'"),
+        ({"number": "{item_price: label}"},
+         "wrong type of item_price: expected DOUBLE.*VARCHAR.*2 rows.*'Red tea pot'"),
         ({"columns": "{user: who, item: price, kind: how, event_timestamp: epoch_ms(millis)}"},
          "wrong type of item: expected integers or text, got DOUBLE"),
         ({"columns": "{user: who, item: what, kind: how, event_timestamp: label}"}, "wrong type of event_timestamp"),
         ({"columns": "{user: who, item: what, kind: how, event_timestamp: millis}"}, "wrong type of event_timestamp"),
         ({"columns": "{user: who, item: what, kind: how, event_timestamp: epoch_ms(label)}"},
          "wrong (type|expression).*event_timestamp"),
-        ({"columns": "{user: who, item: CAST(label AS BIGINT), kind: how, event_timestamp: epoch_ms(millis)}"}, "wrong type"),
-        ({"columns": "{user: who, item: what +, kind: how, event_timestamp: epoch_ms(millis)}"}, "wrong expression for item"),
+        ({"columns": "{user: who, item: CAST(label AS BIGINT), kind: how, event_timestamp: epoch_ms(millis)}"},
+         "wrong type"),
+        ({"columns": "{user: who, item: what +, kind: how, event_timestamp: epoch_ms(millis)}"},
+         "wrong expression for item"),
         ({"drop": "{impossible: nothing > 3}"}, "missing column for drop rule 'impossible'"),
         ({"drop": "{all: 1 = 1}"}, "no event is left"),
     ],
@@ -181,7 +189,8 @@ def test_online_retail_is_cleaned_as_its_definition_says() -> None:
 
 
 def test_a_column_named_like_a_word_of_sql_is_that_column(ingest) -> None:
-    table = pa.table({"user": ["anna"], "order": ["tea"], "how": ["view"], "at": [JANUARY], "price": [1.0], "label": ["x"]})
+    table = as_table([("anna", "tea", "view", JANUARY, 1.0, "x")])
+    table = table.rename_columns(["user", "order", "how", "at", "price", "label"])
     own = layout(columns='{user: user, item: order, kind: how, event_timestamp: epoch_ms("at")}')
     events, _ = ingest(table, log=own)
     assert events["user"].to_pylist() == [id_of("anna")] and events["item"].to_pylist() == [id_of("tea")]

@@ -1,0 +1,84 @@
+"""YAML mappings become frozen dataclasses, or are refused: no unknown key, no missing key, no value of another type."""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+import yaml
+
+from pipelines.contracts.errors import InvalidConfig
+
+__all__ = ["build", "read_yaml"]
+
+Section = TypeVar("Section")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping a YAML file holds; raises `InvalidConfig` if it cannot be read or is something else."""
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InvalidConfig(
+            f"{path} cannot be read", expected="a YAML file", got=" ".join(str(error).split()),
+            remedy="Correct the path or the file.",
+        ) from error
+    return _mapping(raw, str(path))
+
+
+def build(section: type[Section], raw: Any, *, where: str) -> Section:
+    """Make the dataclass `section` from a mapping.
+
+    Args:
+        section: a dataclass of str, int, float, bool, `tuple[str, ...]`, `dict[str, str]` and optional fields. Its
+            `__post_init__` may refuse values.
+        raw: what YAML gave.
+        where: how an error names this place, such as `online_retail: graph.bought`.
+
+    Raises:
+        InvalidConfig: an unknown or missing key, or a value of the wrong type.
+    """
+    values = _mapping(raw, where)
+    known = [field.name for field in fields(section)]
+    if unknown := [key for key in values if key not in known]:
+        raise InvalidConfig(
+            f"{where}: unknown key", expected=f"keys of {known}", got=f"{unknown}",
+            remedy="`pipelines/datasets/online_retail.yaml` explains every key.",
+        )
+    required = [f.name for f in fields(section) if f.default is MISSING and f.default_factory is MISSING]
+    if missing := [key for key in required if key not in values]:
+        raise InvalidConfig(
+            f"{where}: missing key", expected=f"{missing}", got=f"{sorted(map(str, values)) or 'nothing'}",
+            remedy="Add it; `pipelines/datasets/online_retail.yaml` explains every key.",
+        )
+    hints = get_type_hints(section)
+    return section(**{key: _checked(value, hints[key], f"{where}.{key}") for key, value in values.items()})
+
+
+def _mapping(raw: Any, where: str) -> dict[str, Any]:
+    if not isinstance(raw, Mapping):
+        raise InvalidConfig(
+            f"{where}", expected="a mapping of keys to values", got=repr(raw), remedy="Correct the YAML."
+        )
+    return dict(raw)
+
+
+def _checked(value: Any, hint: Any, where: str) -> Any:
+    """`value` as the type `hint`; an int is a float, a list is a tuple."""
+    if hint is Any:
+        return value
+    if get_origin(hint) is UnionType:
+        if value is None and NoneType in get_args(hint):
+            return None
+        hint = next(kind for kind in get_args(hint) if kind is not NoneType)
+    if get_origin(hint) is tuple and isinstance(value, list):
+        return tuple(_checked(each, get_args(hint)[0], where) for each in value)
+    if get_origin(hint) is dict and isinstance(value, Mapping):
+        return {str(key): _checked(each, get_args(hint)[1], f"{where}.{key}") for key, each in value.items()}
+    if hint is float and type(value) is int:
+        return float(value)
+    if get_origin(hint) is not None or type(value) is not hint:
+        name = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}.get(hint, str(hint))
+        raise InvalidConfig(where, expected=name, got=repr(value), remedy="Correct the value.")
+    return value
