@@ -8,9 +8,9 @@ from typing import Any
 
 import pipelines
 from pipelines.contracts.errors import InvalidConfig
+from pipelines.contracts.strict import build, read_yaml
 from pipelines.contracts.windows import Window, Windows
 from pipelines.relations import RELATION_TYPES, Relation
-from pipelines.strict import build, read_yaml
 from pipelines.tasks import Followed, Sampled
 
 __all__ = ["OPTIONAL_COLUMNS", "REQUIRED_COLUMNS", "SURFACES", "Dataset", "LogLayout", "known_datasets", "load_dataset"]
@@ -19,6 +19,7 @@ REQUIRED_COLUMNS = ("user", "item", "kind", "event_timestamp")
 OPTIONAL_COLUMNS = ("value", "session")
 SURFACES = ("onsite", "offsite")
 TASK_TYPES = {"sampled": Sampled, "followed": Followed}
+MANUAL = "pipelines/datasets/online_retail.yaml"
 PROJECT_ROOT = Path(pipelines.__file__).parents[1]
 _HOME = Path(str(files("pipelines.datasets")))
 
@@ -149,7 +150,7 @@ def load_dataset(reference: str) -> Dataset:
 
 
 def _parse(raw: dict[str, Any], reference: str, home: Path) -> Dataset:
-    file = build(_File, raw, where="data set")
+    file = build(_File, raw, where="data set", manual=MANUAL)
     log = dict(file.log) if isinstance(file.log, dict) else file.log
     if isinstance(log, dict) and "time_range" in log:
         log["time_range"] = _time_range(log["time_range"])
@@ -161,7 +162,7 @@ def _parse(raw: dict[str, Any], reference: str, home: Path) -> Dataset:
         name=file.name,
         reference=reference,
         source=None if file.source is None else (home / file.source),
-        log=build(LogLayout, log, where="log"),
+        log=build(LogLayout, log, where="log", manual=MANUAL),
         context_kinds=file.context_kinds,
         pair_kinds=file.pair_kinds,
         tasks=tasks,
@@ -229,7 +230,7 @@ def _typed(types: dict[str, type], raw: Any, where: str) -> Any:
     name = values.pop("type", None)
     if name not in types:
         raise _refusal(f"{where}.type", f"one of {sorted(types)}", name if name is not None else raw)
-    return build(types[name], values, where=where)
+    return build(types[name], values, where=where, manual=MANUAL)
 
 
 def _entries(raw: Any, where: str) -> dict[str, Any]:

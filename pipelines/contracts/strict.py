@@ -27,7 +27,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return _mapping(raw, str(path))
 
 
-def build(section: type[Section], raw: Any, *, where: str) -> Section:
+def build(section: type[Section], raw: Any, *, where: str, manual: str) -> Section:
     """Make the dataclass `section` from a mapping.
 
     Args:
@@ -35,6 +35,7 @@ def build(section: type[Section], raw: Any, *, where: str) -> Section:
             `__post_init__` may refuse values.
         raw: what YAML gave.
         where: how an error names this place, such as `online_retail: graph.bought`.
+        manual: the file that explains every key, for the remedy.
 
     Raises:
         InvalidConfig: an unknown or missing key, or a value of the wrong type.
@@ -44,13 +45,13 @@ def build(section: type[Section], raw: Any, *, where: str) -> Section:
     if unknown := [key for key in values if key not in known]:
         raise InvalidConfig(
             f"{where}: unknown key", expected=f"keys of {known}", got=f"{unknown}",
-            remedy="`pipelines/datasets/online_retail.yaml` explains every key.",
+            remedy=f"`{manual}` explains every key.",
         )
     required = [f.name for f in fields(section) if f.default is MISSING and f.default_factory is MISSING]
     if missing := [key for key in required if key not in values]:
         raise InvalidConfig(
             f"{where}: missing key", expected=f"{missing}", got=f"{sorted(map(str, values)) or 'nothing'}",
-            remedy="Add it; `pipelines/datasets/online_retail.yaml` explains every key.",
+            remedy=f"Add it; `{manual}` explains every key.",
         )
     hints = get_type_hints(section)
     return section(**{key: _checked(value, hints[key], f"{where}.{key}") for key, value in values.items()})
