@@ -29,7 +29,7 @@ STOP_TIMEOUT_S = 20
 ARM = "both"
 TRAFFIC_S, LEAD_S, PAUSE_S = 40, 4, 3
 """Seconds of live traffic at least; of those on version 1 alone at first; and between the phases of the rollout."""
-ALL_TIME = ("2000-01-01T00:00:00", "2100-01-01T00:00:00")
+BEGINNING = "2000-01-01T00:00:00"
 
 
 class StageFailed(FacetError):
@@ -133,10 +133,12 @@ class Demo:
             self._facet("publish", "--run", run, "--arm", ARM, "--seed", "0", *parent)
 
     def _materialize(self, version: int, *more_views: str) -> None:
+        """Apply and materialize a version's tables, and `more_views`, as of the end of the version's data."""
         self._feast("apply")
-        views = [spec.view_name(version) for spec in self.workspace.versions.manifest(version).tables]
-        chosen = [word for view in (*views, *more_views) for word in ("--views", view)]
-        self._feast("materialize", *ALL_TIME, *chosen)
+        manifest = self.workspace.versions.manifest(version)
+        views = (*(spec.view_name(version) for spec in manifest.tables), *more_views)
+        until = manifest.as_of.replace(tzinfo=None).isoformat()
+        self._feast("materialize", BEGINNING, until, *(word for view in views for word in ("--views", view)))
 
     def _first_version(self) -> dict[str, Any]:
         self._release("v1", 1)
