@@ -245,7 +245,7 @@ def lookup_latency(
     found_share.clear()
     wall_s = drive(send, requests=requests, seconds=seconds, concurrency=concurrency, seed=seed)
     client.close()
-    edges = np.geomspace(0.05, 1000, 61)
+    edges = np.geomspace(0.05, 1000, 201)
     counts, _ = np.histogram(np.clip(latency_ms, edges[0], edges[-1]), edges)
     return {
         "table": table, "version": version, "batch": batch, "concurrency": concurrency,

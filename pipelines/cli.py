@@ -1,9 +1,11 @@
 """The `facet` command: gathers the commands that the rooms register, and prints a refusal as one message."""
 
 import logging
+import os
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
@@ -62,6 +64,8 @@ def facet(ctx: click.Context, workspace: Path, verbose: bool) -> None:
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S"
     )
+    logging.captureWarnings(True)  # what libraries say of their own future is for --verbose
+    logging.getLogger("py.warnings").setLevel(logging.WARNING if verbose else logging.ERROR)
     for library in ("feast", "numba", "matplotlib", "torchrec", "fbgemm_gpu", "urllib3", "asyncio"):
         logging.getLogger(library).setLevel(logging.WARNING)
     # FBGEMM reports every library that it loads through the root logger itself.
@@ -75,4 +79,14 @@ def main() -> None:
         facet(standalone_mode=True)
     except FacetError as error:
         click.secho(f"error: {error}", fg="red", err=True)
-        sys.exit(2)
+        _exit(2)
+    except SystemExit as end:
+        _exit(end.code if isinstance(end.code, int) else int(end.code is not None))
+
+
+def _exit(status: int) -> NoReturn:
+    """Leave without the interpreter's teardown, in which DuckDB prints pages about objects that Feast keeps open."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

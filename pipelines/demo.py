@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ log = logging.getLogger(__name__)
 BIN = Path(sys.executable).parent
 STOP_TIMEOUT_S = 20
 ARM = "both"
-TRAFFIC_S, LEAD_S, PAUSE_S = 40, 4, 3
-"""Seconds of live traffic at least; of those on version 1 alone at first; and between the phases of the rollout."""
+MARGIN_S, PAUSE_S = 5, 3
+"""Seconds of traffic before the second version and after its rollout; and between the phases of the rollout."""
 BEGINNING = "2000-01-01T00:00:00"
 
 
@@ -155,24 +156,28 @@ class Demo:
     def _serve(self) -> dict[str, Any]:
         folder = self.workspace.root / "demo"
         load_file, lookup_file = folder / "load.json", folder / "lookup.json"
-        timeline = self.workspace.root / "rollout" / "timeline-to-2.json"
-        timeline.unlink(missing_ok=True)
+        timeline, enough = self.workspace.root / "rollout" / "timeline-to-2.json", folder / "traffic-may-end"
+        enough.unlink(missing_ok=True)
         with self._server("cpu-tier", "--versions", "1") as tier:
             self._facet("load", "--lookup", tier.address, "--version", "1", "--concurrency", "1", "--requests", "3000",
                         "--out", str(lookup_file))
             with self._server("ranker", "--cpu-tier", tier.address, "--versions", "1") as ranker:
                 load = self._start(
-                    "load", "--ranker", ranker.address, "--requests", str(self.requests), "--seconds", str(TRAFFIC_S),
-                    "--until", str(timeline), "--candidates", str(self.candidates), "--version", "1",
+                    "load", "--ranker", ranker.address, "--concurrency", "2", "--requests", str(self.requests),
+                    "--until", str(enough), "--candidates", str(self.candidates), "--version", "1",
                     "--out", str(load_file),
                 )
                 try:
-                    time.sleep(LEAD_S)
+                    time.sleep(MARGIN_S)
+                    materializing = [_now()]
                     self._materialize(2)
+                    materializing.append(_now())
                     self._facet(
                         "rollout", "--to", "2", "--cpu-tier", tier.admin, "--ranker", ranker.admin,
                         "--pause", str(PAUSE_S),
                     )
+                    time.sleep(MARGIN_S)
+                    enough.touch()
                     status = load.wait()
                 finally:
                     load.kill()
@@ -182,6 +187,7 @@ class Demo:
             "load": json.loads(load_file.read_text()),
             "lookup": json.loads(lookup_file.read_text()),
             "rollout": json.loads(timeline.read_text()),
+            "materializing": materializing,
         }
 
     def _audit(self) -> dict[str, Any]:
@@ -204,7 +210,7 @@ class Demo:
     def _facet(self, *words: str) -> None:
         shown = "facet " + " ".join(words)
         click.secho(f"$ {shown}", fg="bright_black", err=True)
-        done = subprocess.run(self._words(*words), env=_quiet(os.environ), stdout=sys.stderr, check=False)
+        done = subprocess.run(self._words(*words), env=_utc(os.environ), stdout=sys.stderr, check=False)
         if done.returncode:
             raise self._failed(shown, done.returncode)
 
@@ -213,7 +219,7 @@ class Demo:
         shown = "feast " + " ".join(words)
         click.secho(f"$ {shown}", fg="bright_black", err=True)
         done = subprocess.run(
-            [str(BIN / "feast"), *words], cwd=self.workspace.feature_repo, env=_quiet(os.environ),
+            [str(BIN / "feast"), *words], cwd=self.workspace.feature_repo, env=_utc(os.environ),
             stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False,
         )
         if done.returncode:
@@ -222,14 +228,14 @@ class Demo:
 
     def _start(self, *words: str) -> subprocess.Popen:
         click.secho(f"$ facet {' '.join(words)} &", fg="bright_black", err=True)
-        return subprocess.Popen(self._words(*words), env=_quiet(os.environ))
+        return subprocess.Popen(self._words(*words), env=_utc(os.environ))
 
     @contextmanager
     def _server(self, role: str, *options: str) -> Iterator["Server"]:
         """Start a server on free ports, wait until it says that it is ready, stop it at the end."""
         words = ("serve", role, *options, "--port", "0", "--admin-port", "0")
         click.secho(f"$ facet {' '.join(words)} &", fg="bright_black", err=True)
-        process = subprocess.Popen(self._words(*words), stdout=subprocess.PIPE, text=True, env=_quiet(os.environ))
+        process = subprocess.Popen(self._words(*words), stdout=subprocess.PIPE, text=True, env=_utc(os.environ))
         try:
             line = process.stdout.readline()
             if not line:
@@ -251,6 +257,10 @@ class Demo:
         )
 
 
-def _quiet(environment: "os._Environ[str]") -> dict[str, str]:
-    """Warnings of libraries about their own future do not belong on a newcomer's screen; times are UTC everywhere."""
-    return {**environment, "PYTHONWARNINGS": "ignore", "FEAST_USAGE": "False", "TZ": "UTC"}
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _utc(environment: "os._Environ[str]") -> dict[str, str]:
+    """The environment, with times in UTC: Feast reads a time without a zone in the zone of its process."""
+    return {**environment, "TZ": "UTC"}

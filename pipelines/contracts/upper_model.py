@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -164,7 +165,7 @@ def load_upper_model(directory: Path, *, device: str = "cpu") -> UpperModel:
     try:
         model = UpperModel(UpperConfig.from_dict(json.loads((directory / "config.json").read_text())))
         model.load_state_dict(load_file(directory / "model.safetensors", device="cpu"))
-    except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, RuntimeError, OSError, SafetensorError) as error:
         raise IntegrityError(
             f"upper model at {directory}", expected="config.json and the weights it describes", got=repr(error),
             remedy="Publish the version again.",

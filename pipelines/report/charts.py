@@ -36,7 +36,7 @@ STYLE = {
     "grid.color": "#e5e7eb",
     "axes.axisbelow": True,
     "axes.titlesize": 10.5,
-    "axes.titleweight": "semibold",
+    "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "legend.frameon": False,
     "svg.fonttype": "none",
@@ -135,6 +135,8 @@ def histogram_chart(edges_ms: Sequence[float], counts: Sequence[int], marks: Map
     """
     figure, (axis,) = _axes(9.4, 2.3)
     with plt.rc_context(STYLE):
+        filled = [position for position, count in enumerate(counts) if count]
+        axis.set_xlim(edges_ms[filled[0]] / 1.3, edges_ms[filled[-1] + 1] * 1.3)
         axis.stairs(counts, edges_ms, fill=True, color=VERSION_COLORS[0], alpha=0.8)
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -151,7 +153,10 @@ def histogram_chart(edges_ms: Sequence[float], counts: Sequence[int], marks: Map
 
 
 def rollout_chart(
-    seconds: Sequence[float], answers: Mapping[str, Sequence[int]], steps: Sequence[tuple[float, str]]
+    seconds: Sequence[float],
+    answers: Mapping[str, Sequence[int]],
+    steps: Sequence[tuple[float, str]],
+    materializing: tuple[float, float],
 ) -> str:
     """Which version answered when: answers per bucket, stacked by version, with the rollout's steps as lines.
 
@@ -159,6 +164,7 @@ def rollout_chart(
         seconds: start of each bucket since the load began.
         answers: version -> answers in each bucket.
         steps: (second, what was done).
+        materializing: first and last second of `feast apply` and `feast materialize`.
     """
     figure, (axis,) = _axes(9.4, 3.1)
     with plt.rc_context(STYLE):
@@ -170,13 +176,18 @@ def rollout_chart(
                 label=f"answered by version {version}", edgecolor="white", linewidth=0.3,
             )
             below = [b + v for b, v in zip(below, values, strict=True)]
-        top = max(below, default=1) * 1.5
+        top, end = max(below, default=1) * 1.55, max(seconds) + width
         axis.set_ylim(0, top)
+        axis.set_xlim(0, end)
+        axis.axvspan(*materializing, ymin=0.93, color="#9ca3af", alpha=0.35, linewidth=0)
+        middle = sum(materializing) / 2
+        axis.text(middle, top * 0.965, "feast apply, feast materialize", ha="center", va="center", fontsize=8)
         for position, (second, what) in enumerate(steps):
+            left = second > end / 2  # write towards the side that has room
             axis.axvline(second, color="#374151", linewidth=0.9, linestyle="--")
             axis.annotate(
-                what, (second, top * (0.98 - 0.085 * (position % 4))), xytext=(3, -7), textcoords="offset points",
-                fontsize=8,
+                what, (second, top * (0.9 - 0.08 * (position % 4))), xytext=(-4 if left else 4, -7),
+                textcoords="offset points", fontsize=8, ha="right" if left else "left",
             )
         axis.set_xlabel("seconds of live traffic")
         axis.set_ylabel(f"answers per {width:g} s")

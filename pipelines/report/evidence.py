@@ -81,8 +81,9 @@ class Evidence:
 
     def quantized(self) -> dict[str, dict[str, float]]:
         """Task -> test ROC-AUC of the published model with FP32 and with INT4 rows."""
-        metrics = self.release["metrics"]
-        return {task: {"fp32": metrics["auc_fp32"][task], "int4": metrics["auc"][task]} for task in self.tasks}
+        auc = self.release["metrics"]["auc"]
+        fp32, int4 = auc["fp32"], auc["quantized"]
+        return {task: {"fp32": fp32[task], "int4": int4[task]} for task in self.tasks}
 
     def weekly_events(self) -> tuple[list[datetime], dict[str, list[int]]]:
         """Start of each week, and events by kind in each."""

@@ -95,7 +95,9 @@ def _render(evidence: Evidence, summary: dict[str, Any]) -> str:
                 lookup["histogram"]["edges_ms"], lookup["histogram"]["counts"],
                 {"p50": lookup["p50_ms"], "p99": lookup["p99_ms"]},
             ),
-            "rollout": charts.rollout_chart(*_answers_per_second(serve["load"]), _steps(serve)),
+            "rollout": charts.rollout_chart(
+                *_answers_per_second(serve["load"]), _steps(serve), _seconds(serve, *serve["materializing"])
+            ),
         },
     )
 
@@ -137,12 +139,17 @@ def _answers_per_second(load: dict[str, Any]) -> tuple[list[float], dict[str, li
     )
 
 
-def _steps(serve: dict[str, Any]) -> list[tuple[float, str]]:
-    """(second of the traffic, step), the steps of a phase on one host that lie within a blink drawn as one."""
+def _seconds(serve: dict[str, Any], *moments: str) -> tuple[float, ...]:
+    """Seconds of traffic at which ISO moments were."""
     began = datetime.fromisoformat(serve["load"]["began"])
+    return tuple((datetime.fromisoformat(moment) - began).total_seconds() for moment in moments)
+
+
+def _steps(serve: dict[str, Any]) -> list[tuple[float, str]]:
+    """(second of the traffic, step); steps that lie within a blink are drawn as one."""
     drawn: list[tuple[float, str]] = []
     for step in serve["rollout"]["steps"]:
-        second = (datetime.fromisoformat(step["finished"]) - began).total_seconds()
+        (second,) = _seconds(serve, step["finished"])
         what = f"{step['action']} {step['version']} on {step['on']}"
         if drawn and second - drawn[-1][0] < 0.5:
             drawn[-1] = (drawn[-1][0], f"{drawn[-1][1]}; {what}")
