@@ -1,17 +1,18 @@
-"""The training configuration. `defaults.yaml` is the manual; a user's file overrides some of it; all of it is checked."""
+"""The training configuration: `defaults.yaml` is the manual, a user's file overrides part of it, all is checked."""
 
-from dataclasses import MISSING, fields
+import math
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
-
-import yaml
+from typing import Any, TypeVar
 
 from pipelines.contracts.errors import InvalidConfig
+from pipelines.contracts.strict import build, read_yaml
 
-__all__ = ["load_section"]
+__all__ = ["load_section", "require_positive"]
 
 Section = TypeVar("Section")
+
+MANUAL = "training/defaults.yaml"
 
 
 def load_section(name: str, section: type[Section], override: Path | None = None) -> Section:
@@ -23,48 +24,33 @@ def load_section(name: str, section: type[Section], override: Path | None = None
         override: a YAML file of the same shape, with only what differs.
 
     Raises:
-        InvalidConfig: an unknown key, a missing key or a value of the wrong type.
+        InvalidConfig: an unknown section or key, a missing key or a value of the wrong type.
     """
-    values = dict(_read(Path(str(files("training") / "defaults.yaml"))).get(name, {}))
+    defaults = read_yaml(Path(str(files("training") / "defaults.yaml")))
+    values = dict(defaults.get(name, {}))
     if override is not None:
-        values |= _read(override).get(name, {}) or {}
-    known = {field.name for field in fields(section)}
-    required = {f.name for f in fields(section) if f.default is MISSING and f.default_factory is MISSING}
-    if unknown := set(values) - known:
-        raise InvalidConfig(
-            f"section '{name}' of the configuration", expected=f"keys of {sorted(known)}", got=f"{sorted(unknown)}",
-            remedy="`training/defaults.yaml` explains every key.",
-        )
-    if missing := required - set(values):
-        raise InvalidConfig(
-            f"section '{name}' of the configuration", expected=f"{sorted(missing)}", got="nothing", remedy="Add them."
-        )
-    hints = get_type_hints(section)
-    return section(**{key: _checked(f"{name}.{key}", value, hints[key]) for key, value in values.items()})
+        changes = read_yaml(override)
+        if unknown := set(changes) - set(defaults):
+            raise InvalidConfig(
+                f"configuration {override}", expected=f"sections of {sorted(defaults)}",
+                got=f"{sorted(map(str, unknown))}", remedy=f"`{MANUAL}` explains every section.",
+            )
+        change = changes.get(name) or {}
+        if not isinstance(change, dict):
+            raise InvalidConfig(
+                f"section '{name}' of {override}", expected="keys and values", got=repr(change),
+                remedy=f"Start from `{MANUAL}`.",
+            )
+        values |= change
+    return build(section, values, where=name, manual=MANUAL)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise InvalidConfig(
-            f"configuration {path}", expected="a YAML file", got=str(error), remedy="Correct the path or the file."
-        ) from error
-    if not isinstance(raw, dict):
-        raise InvalidConfig(
-            f"configuration {path}", expected="sections with keys", got=type(raw).__name__,
-            remedy="Start from `training/defaults.yaml`.",
-        )
-    return raw
-
-
-def _checked(key: str, value: Any, kind: Any) -> Any:
-    if kind is float and type(value) is int:
-        value = float(value)
-    if isinstance(value, list) and getattr(kind, "__origin__", None) is tuple:
-        return tuple(value)
-    if isinstance(kind, type) and type(value) is not kind:
-        raise InvalidConfig(
-            f"configuration key {key}", expected=kind.__name__, got=f"{value!r}", remedy="Correct the value."
-        )
-    return value
+def require_positive(section: Any, name: str, *keys: str, or_zero: bool = False) -> None:
+    """Raise `InvalidConfig` unless `keys` of the dataclass `section`, called `name`, are finite and above 0 (or 0)."""
+    for key in keys:
+        value = getattr(section, key)
+        if not (math.isfinite(value) and (value > 0 or (value == 0 and or_zero))):
+            raise InvalidConfig(
+                f"configuration key {name}.{key}", expected="0 or more" if or_zero else "more than 0", got=str(value),
+                remedy="Correct the value.",
+            )

@@ -34,7 +34,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 )
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Recompute every answer offline.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the JSON there, not to the terminal.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the JSON there instead.")
 @click.pass_obj
 def load(
     workspace: Workspace, ranker: str | None, lookup: str | None, requests: int, seconds: float, until: Path | None,

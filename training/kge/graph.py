@@ -1,0 +1,111 @@
+"""The graph as arrays: typed nodes in contiguous ranges, relations, edges split in time."""
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from pipelines.contracts.errors import InvalidEvents
+
+__all__ = ["Graph", "Relation"]
+
+
+@dataclass(frozen=True)
+class Relation:
+    """Edges of one meaning, from nodes of one type to nodes of one type.
+
+    Attributes:
+        head, tail: node types.
+        anchor: its space is the space of the rows (papers.md 2.3).
+    """
+
+    name: str
+    head: str
+    tail: str
+    anchor: bool
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes 0 .. N-1, a contiguous range per type, and edges.
+
+    ```
+    users 0..U-1 | items U..U+I-1 | words … | …        ranges["item"] = (U, U + I)
+    ```
+
+    Attributes:
+        ids: int64 (N,), the entity id of each node.
+        relation, head, tail: int64 (E,), the edges to train on.
+        held_relation, held_head, held_tail: int64 (H,), later edges between nodes that occur in training.
+    """
+
+    ids: np.ndarray
+    ranges: dict[str, tuple[int, int]]
+    relations: tuple[Relation, ...]
+    relation: np.ndarray
+    head: np.ndarray
+    tail: np.ndarray
+    held_relation: np.ndarray
+    held_head: np.ndarray
+    held_tail: np.ndarray
+
+    @property
+    def trained_nodes(self) -> np.ndarray:
+        """bool (N,): the node has an edge to train on."""
+        trained = np.zeros(len(self.ids), bool)
+        trained[self.head] = trained[self.tail] = True
+        return trained
+
+    @classmethod
+    def read(cls, folder: Path, *, cut: datetime | None) -> "Graph":
+        """Read `nodes.parquet`, `edges.parquet` and `relations.json`; edges at `cut` or later are held out.
+
+        Raises:
+            InvalidEvents: no edge to train on, no anchor, or an edge whose ends are not of its relation's types.
+        """
+        nodes = pq.read_table(folder / "nodes.parquet", columns=["type", "node", "id"])
+        order = np.argsort(nodes["node"].to_numpy())
+        types = np.asarray(nodes["type"].to_pylist(), dtype=object)[order]
+        ranges = {}
+        for name in dict.fromkeys(types):
+            places = np.flatnonzero(types == name)
+            if places[-1] - places[0] + 1 != len(places):
+                raise _broken(folder, "a contiguous range of nodes per type", f"type {name} in several pieces")
+            ranges[name] = (int(places[0]), int(places[-1]) + 1)
+        relations = tuple(
+            Relation(raw["name"], raw["head"], raw["tail"], bool(raw["anchor"]))
+            for raw in json.loads((folder / "relations.json").read_text())
+        )
+        if not any(relation.anchor for relation in relations):
+            raise _broken(folder, "at least one anchor relation", "none")
+        edges = pq.read_table(folder / "edges.parquet", columns=["relation", "head", "tail", "event_timestamp"])
+        relation, head, tail = (edges[name].to_numpy().astype(np.int64) for name in ("relation", "head", "tail"))
+        for number, meaning in enumerate(relations):
+            for ends, kind in ((head, meaning.head), (tail, meaning.tail)):
+                begin, end = ranges.get(kind, (0, 0))
+                here = ends[relation == number]
+                if ((here < begin) | (here >= end)).any():
+                    raise _broken(folder, f"ends of type {kind} for '{meaning.name}'", "nodes of another type")
+        late = np.zeros(len(relation), bool)
+        if cut is not None:
+            moments = edges["event_timestamp"].to_numpy().astype("datetime64[us]")
+            late = moments >= np.datetime64(cut.replace(tzinfo=None), "us")  # no time (NaT): not late
+        if late.all():
+            raise InvalidEvents(
+                f"{folder}", expected="at least one edge before the held-out days", got=f"{len(relation)} edges, none",
+                remedy="Widen the pretraining window or lower holdout_days.",
+            )
+        trained = np.zeros(len(order), bool)
+        trained[head[~late]] = trained[tail[~late]] = True
+        held = late & trained[head] & trained[tail]
+        return cls(
+            nodes["id"].to_numpy()[order], ranges, relations, relation[~late], head[~late], tail[~late],
+            relation[held], head[held], tail[held],
+        )
+
+
+def _broken(folder: Path, expected: str, got: str) -> InvalidEvents:
+    return InvalidEvents(f"{folder}", expected=expected, got=got, remedy="Prepare the run again.")
