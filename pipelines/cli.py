@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import NoReturn
@@ -12,7 +13,7 @@ import click
 from pipelines.contracts.errors import FacetError
 from pipelines.contracts.workspace import Workspace
 
-__all__ = ["facet", "main"]
+__all__ = ["facet", "main", "run"]
 
 # In the order of the way through, which is also the order in which --help lists them.
 STAGES = (
@@ -73,19 +74,24 @@ def facet(ctx: click.Context, workspace: Path, verbose: bool) -> None:
     ctx.obj = Workspace(workspace)
 
 
-def main() -> None:
-    """Entry point: exit status 0, or 2 with one message for what was refused."""
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line (by default the process's own); returns its exit status, 2 for what was refused."""
     try:
-        facet(standalone_mode=True)
+        facet(arguments, prog_name="facet")
     except FacetError as error:
         click.secho(f"error: {error}", fg="red", err=True)
-        _exit(2)
+        return 2
     except SystemExit as end:
-        _exit(end.code if isinstance(end.code, int) else int(end.code is not None))
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
 
 
-def _exit(status: int) -> NoReturn:
-    """Leave without the interpreter's teardown, in which DuckDB prints pages about objects that Feast keeps open."""
+def main() -> NoReturn:
+    """Entry point of the console script.
+
+    Leaves without the interpreter's teardown, in which DuckDB would print pages about objects that Feast keeps open.
+    """
+    status = run()
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -97,7 +97,7 @@ class UpperModel(nn.Module):
     def __init__(self, config: UpperConfig) -> None:
         super().__init__()
         self.config = config
-        self.row_dropout = nn.Dropout(config.row_dropout)
+        self.row_dropout = _dropout(config.row_dropout)
         self.register_buffer("context_mean", torch.zeros(len(config.context)))
         self.register_buffer("context_std", torch.ones(len(config.context)))
         dim = config.input_dim
@@ -105,7 +105,7 @@ class UpperModel(nn.Module):
         layers: list[nn.Module] = []
         width = dim
         for hidden in config.hidden:
-            layers += [nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(config.dropout)]
+            layers += [nn.Linear(width, hidden), nn.ReLU(), _dropout(config.dropout)]
             width = hidden
         self.deep = nn.Sequential(*layers)
         self.heads = nn.Linear(dim + width, len(config.tasks))
@@ -150,6 +150,11 @@ class UpperModel(nn.Module):
                 got=f"rows {got}, context {tuple(context.shape)}",
                 remedy="Look the rows up for the version that scores.",
             )
+
+
+def _dropout(probability: float) -> nn.Module:
+    """`nn.Dropout` draws random numbers even for a probability of 0."""
+    return nn.Dropout(probability) if probability else nn.Identity()
 
 
 def save_upper_model(model: UpperModel, directory: Path) -> None:

@@ -2,14 +2,13 @@
 
 import os
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.cli import main
+from pipelines.cli import run
 from pipelines.contracts.errors import InvalidConfig, NotPrepared
 from pipelines.contracts.ids import id_of
 from pipelines.contracts.runspec import RunSpec
@@ -43,15 +42,13 @@ def shop(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run_facet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    """Run the console script's entry point; returns its exit status, output and errors."""
+def run_facet(capsys: pytest.CaptureFixture):
+    """Run a command line; returns its exit status, output and errors."""
 
     def run_facet(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["facet", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
+        status = run([*map(str, arguments)])
         captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, captured.err
+        return status, captured.out, captured.err
 
     return run_facet
 

@@ -36,7 +36,7 @@ def pretrain(workspace: Workspace, facet: str, run: str, seed: int, config: Path
     Examples:
       facet pretrain contrastive --run v1
       facet pretrain kge --run v1 --seed 1 --config my.yaml
-      torchrun --standalone --nproc-per-node 2 --no-python facet pretrain kge --run v1
+      torchrun --standalone --nproc-per-node 2 --no-python -- facet pretrain kge --run v1
     """
     from training.facets import pretrain_facet
 

@@ -30,8 +30,5 @@ def test_the_command_line_prints_one_line_and_exits_with_2(
         raise errors.NotPrepared("it", expected="a", got="b", remedy="Do c.")
 
     monkeypatch.setattr(cli, "facet", refuse)
-    monkeypatch.setattr("sys.argv", ["facet"])
-    with pytest.raises(SystemExit) as exit_:
-        cli.main()
-    assert exit_.value.code == 2
+    assert cli.run([]) == 2
     assert capsys.readouterr().err.strip() == "error: it: expected a, got b. Do c."

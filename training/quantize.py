@@ -1,0 +1,167 @@
+"""FP32 rows to the bytes that are published, and what that does to the AUC."""
+
+import json
+import logging
+import shutil
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import fbgemm_gpu  # noqa: F401  registers the operators
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from tqdm import tqdm
+
+from pipelines.contracts.durable import creating_directory, require_writable
+from pipelines.contracts.manifest import Manifest
+from pipelines.contracts.rowcodec import codec, require_finite
+from pipelines.contracts.runspec import RunSpec
+from pipelines.contracts.spec import TableSpec
+from pipelines.contracts.upper_model import save_upper_model
+from pipelines.contracts.workspace import Run, Workspace
+from training.ranker.checkpoint import RankerTable, TrainedRanker, score
+from training.ranker.inputs import load_folds
+from training.ranker.metrics import task_aucs
+
+__all__ = ["pack_rows", "quantize", "quantized_table"]
+
+CHUNK_ELEMENTS = 1 << 26
+"""Elements per call of FBGEMM's kernels, which index with 32 bits: past 2^31 elements a GPU was seen to overflow."""
+
+_log = logging.getLogger(__name__)
+
+
+def pack_rows(rows: np.ndarray, quantization: str, *, chunk_elements: int = CHUNK_ELEMENTS) -> np.ndarray:
+    """Encode rows with FBGEMM, bit for bit what `pipelines.contracts.rowcodec` encodes, in chunks of rows.
+
+    Args:
+        rows: float32 (N, D).
+        quantization: name of a row codec.
+
+    Returns:
+        uint8 (N, row_bytes).
+
+    Raises:
+        InvalidTable: a value is not finite or too large for the format: checked before any row is packed.
+        InvalidConfig: an unknown quantization.
+
+    >>> pack_rows(np.array([[0, 1, 2, 15]], np.float32), "int4").tolist()
+    [[16, 242, 0, 60, 0, 0]]
+    """
+    row_codec = codec(quantization)
+    rows = require_finite(rows)
+    count, dim = rows.shape
+    packed = np.empty((count, row_codec.row_bytes(dim)), np.uint8)
+    step = max(1, chunk_elements // max(dim, 1))
+    for start in tqdm(range(0, count, step), desc=f"{quantization} rows", unit="chunk", disable=None, leave=False):
+        chunk = rows[start : start + step] + np.float32(0)  # the codec stores negative zero as zero
+        packed[start : start + step] = _pack_chunk(chunk, quantization)
+    row_codec.require_no_overflow(packed)
+    return packed
+
+
+def quantized_table(table: RankerTable, quantization: str) -> tuple[np.ndarray, bytes, RankerTable]:
+    """A table as it will be served.
+
+    Returns:
+        The packed rows, uint8 (N, row_bytes); the packed default row; and both decoded again.
+    """
+    packed = pack_rows(table.with_default(), quantization)
+    decoded = codec(quantization).decode(packed, len(table.default))
+    return packed[1:], packed[0].tobytes(), RankerTable(table.ids, decoded[1:], decoded[0])
+
+
+def quantize(workspace: Workspace, run: Run, *, arm: str, seed: int, to: str) -> dict[str, Any]:
+    """Write the release candidate `run.ranker(arm, seed)/<quantization>/`, replacing an earlier one.
+
+    ```
+    tables/<table>.parquet   id int64 ascending, row fixed-size binary, event_timestamp
+    upper/                   config.json, model.safetensors
+    release.json             dataset, as_of, windows, tables, metrics
+    ```
+
+    `as_of` is the end of the last window that touched a weight or chose one: validation.
+
+    Returns:
+        The metrics of `release.json`: test ROC-AUC by task with fp32 rows and with the packed rows, bytes per row.
+
+    Raises:
+        NotPrepared: the ranker was not fine-tuned.
+        InvalidTable: a table may not be published.
+        InvalidConfig: an unknown quantization.
+    """
+    codec(to)
+    directory = run.ranker(arm, seed)
+    workspace.require(directory / "metrics.json", f"finetune --run {run.name} --arm {arm} --seed {seed}")
+    ranker = TrainedRanker.load(directory)
+    spec = RunSpec.read(workspace.require(run.spec, "prepare"))
+    as_of = spec.windows.validation.end_time
+    packed = {name: quantized_table(table, to) for name, table in ranker.tables.items()}
+    tables = tuple(
+        TableSpec(
+            name=name, dim=len(ranker.tables[name].default), rows=len(rows), quantization=to, id_rule="vocabulary",
+            default_row=default.hex(),
+        )
+        for name, (rows, default, _) in packed.items()
+    )
+    test = load_folds(workspace, run)["test"]
+    served = {name: table for name, (_, _, table) in packed.items()}
+    auc = {
+        kind: task_aucs(spec.tasks, test.labels, score(rows, ranker.upper, test))
+        for kind, rows in (("fp32", ranker.tables), ("quantized", served))
+    }
+    row_bytes = sum(table.rows * table.row_bytes for table in tables)
+    metrics = {
+        "arm": arm,
+        "seed": seed,
+        "quantization": to,
+        "auc": auc,
+        "auc_delta": {task: auc["quantized"][task] - auc["fp32"][task] for task in spec.tasks},
+        "rows": sum(table.rows for table in tables),
+        "bytes_per_row": row_bytes / sum(table.rows for table in tables),
+        "bytes_ratio_to_fp16": row_bytes / sum(table.rows * 2 * table.dim for table in tables),
+    }
+    release = {
+        "dataset": spec.dataset,
+        "as_of": as_of.isoformat(),
+        "windows": spec.windows.to_dict(),
+        "tables": [table.to_dict() for table in tables],
+        "metrics": metrics,
+    }
+    require_writable(directory)
+    shutil.rmtree(directory / to, ignore_errors=True)
+    with creating_directory(directory / to) as staging:
+        (staging / "tables").mkdir()
+        for name, (rows, _, table) in packed.items():
+            _write_table(staging / Manifest.table_path(name), ids=table.ids, rows=rows, as_of=as_of)
+        save_upper_model(ranker.upper, staging / "upper")
+        (staging / "release.json").write_text(json.dumps(release, indent=1))
+    _log.info("%s: %d rows of %.1f bytes", directory / to, metrics["rows"], metrics["bytes_per_row"])
+    return metrics
+
+
+def _pack_chunk(rows: np.ndarray, quantization: str) -> np.ndarray:
+    tensor = torch.from_numpy(rows)
+    if quantization == "int8":
+        return torch.ops.fbgemm.FloatToFused8BitRowwiseQuantized(tensor).numpy()
+    if quantization == "int4" and rows.shape[1] % 4 == 0:  # FBGEMM wants whole pairs of bytes
+        return torch.ops.fbgemm.FloatToFusedNBitRowwiseQuantizedSBHalf(tensor, 4).numpy()
+    return codec(quantization).encode(rows)
+
+
+def _write_table(path: Path, *, ids: np.ndarray, rows: np.ndarray, as_of: datetime) -> None:
+    width = rows.shape[1]
+    table = pa.table(
+        {
+            "id": pa.array(ids, pa.int64()),
+            "row": pa.FixedSizeBinaryArray.from_buffers(
+                pa.binary(width), len(rows), [None, pa.py_buffer(np.ascontiguousarray(rows))]
+            ),
+            "event_timestamp": pa.array(np.full(len(ids), np.datetime64(as_of.replace(tzinfo=None), "us"))).cast(
+                pa.timestamp("us", tz="UTC")
+            ),
+        }
+    )
+    pq.write_table(table, path)

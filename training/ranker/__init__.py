@@ -1,0 +1,1 @@
+"""The ranker: four ID tables and context features to one probability per task."""
