@@ -14,6 +14,7 @@ demo: setup
 	$(BIN)/facet demo
 
 test: setup
+	@command -v java >/dev/null || { echo "One test compares Spark with DuckDB and needs Java 17: apt-get install openjdk-17-jre-headless"; exit 1; }
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
 

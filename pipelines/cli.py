@@ -52,11 +52,12 @@ def facet(ctx: click.Context, workspace: Path, verbose: bool) -> None:
     The way through, one stage a command:
       facet ingest --dataset online_retail     a log becomes canonical events
       facet prepare --run v1                   views, pairs, graph and examples for one set of windows
+      (cd feature_repo && feast apply)         the context views become features
       facet pretrain contrastive --run v1      and `kge`: two facets per entity
       facet finetune --run v1 --arm both       the CTR/CVR ranker, warm-started
       facet quantize --run v1 --arm both       FP32 tables become INT4 rows, checked
       facet publish --run v1 --arm both        tables + upper model = one immutable version
-      cd feature_repo && feast apply && feast materialize 2010-01-01T00:00:00 2030-01-01T00:00:00
+      (cd feature_repo && feast apply && feast materialize 2000-01-01T00:00:00 2030-01-01T00:00:00)
       facet serve cpu-tier / facet serve ranker
       facet rollout --to 2                     a second version, under traffic, never mixed with the first
 
