@@ -12,6 +12,8 @@ import matplotlib.dates as mdates
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from pipelines.contracts.windows import Windows
 
@@ -91,21 +93,23 @@ def activity_chart(days: Sequence[datetime], counts: Mapping[str, Sequence[int]]
 
 
 def curve_chart(panels: Sequence[tuple[str, str, Mapping[str, Sequence[tuple[float, float]]]]]) -> str:
-    """Learning curves side by side.
+    """Learning curves side by side, with one legend for all.
 
     Args:
         panels: (title, name of the horizontal axis, line name -> [(x, y), …]).
     """
-    figure, axes = _axes(9.4, 2.6, len(panels))
+    figure, axes = _axes(9.4, 2.8, len(panels))
+    drawn: dict[str, Line2D] = {}
     with plt.rc_context(STYLE):
         for axis, (title, horizontal, lines) in zip(axes, panels, strict=True):
             for position, (name, points) in enumerate(lines.items()):
                 color = ARM_COLORS.get(name, VERSION_COLORS[position % 4])
-                axis.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.5, label=name, color=color)
-            axis.set_title(title)
+                style = {"marker": "o", "markersize": 3, "linewidth": 1.5, "color": color}
+                (drawn[name],) = axis.plot(*zip(*points, strict=True), **style)
+            axis.set_title(title, fontsize=9.5)
             axis.set_xlabel(horizontal)
-            if len(lines) > 1:
-                axis.legend(fontsize=8)
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.legend(drawn.values(), drawn, loc="outside lower center", ncols=len(drawn))
     return _svg(figure)
 
 

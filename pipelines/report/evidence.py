@@ -125,14 +125,14 @@ class Evidence:
         panels = []
         for facet in ("contrastive", "kge"):
             curve = _json(run.facet(facet, 0) / "metrics.json")["curve"]
-            panels.append((f"{facet}: training loss", "epoch", {facet: [(p["epoch"], p["loss"]) for p in curve]}))
+            panels.append((f"{facet}, training loss", "epoch", {facet: [(p["epoch"], p["loss"]) for p in curve]}))
         arms = {arm: _json(run.ranker(arm, 0) / "metrics.json")["curve"] for arm in ARMS}
         for task in self.tasks:
             lines = {
                 arm: [(p["epoch"], p["validation_auc"][task]) for p in curve if task in p["validation_auc"]]
                 for arm, curve in arms.items()
             }
-            panels.append((f"{task}: validation AUC", "epoch", {arm: line for arm, line in lines.items() if line}))
+            panels.append((f"{task}, validation", "epoch", {arm: line for arm, line in lines.items() if line}))
         return panels
 
 
