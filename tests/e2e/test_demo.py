@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from feast import FeatureStore
+from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
 
 from pipelines.contracts.manifest import Manifest
 from pipelines.contracts.workspace import Workspace
@@ -115,10 +116,8 @@ def test_feast_answers_a_thousand_random_ids_with_the_published_bytes(demo) -> N
         response = store.get_online_features(features=[reference], entity_rows={spec.entity: ids})
         assert response.to_dict()["row"] == [rows.get(each) for each in ids]
         column = list(response.proto.metadata.feature_names.val).index("row")
-        statuses = response.proto.results[column].statuses
-        present = [each in rows for each in ids]
-        assert [status == 1 for status in statuses] == present  # 1 PRESENT, 2 NOT_FOUND
-        assert [status == 2 for status in statuses] == [not each for each in present]
+        statuses = list(response.proto.results[column].statuses)
+        assert statuses == [FieldStatus.PRESENT if each in rows else FieldStatus.NOT_FOUND for each in ids]
 
 
 def test_the_stock_command_lists_a_view_per_table_and_version(demo) -> None:
