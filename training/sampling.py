@@ -4,6 +4,9 @@ import numpy as np
 
 __all__ = ["KnownPairs", "epoch_order", "generator"]
 
+LISTED_PER_SEARCH = 8
+"""Known values that can be listed in the time of one binary search; only speed depends on it."""
+
 
 def generator(*parts: int) -> np.random.Generator:
     """Random numbers that depend on all parts (seed, epoch, step …) and nothing else."""
@@ -35,8 +38,9 @@ class KnownPairs:
     """
 
     def __init__(self, key: np.ndarray, value: np.ndarray, *, keys: int) -> None:
-        order = np.argsort(key, kind="stable")
-        self.values = value[order]
+        self._span = int(value.max(initial=0)) + 1
+        self._pairs = np.sort(key * self._span + value)
+        self.values = self._pairs % self._span
         self.starts = np.concatenate([[0], np.cumsum(np.bincount(key, minlength=keys))])
 
     def of(self, key: int) -> np.ndarray:
@@ -54,6 +58,8 @@ class KnownPairs:
             bool, (B, C).
         """
         counts = self.starts[key + 1] - self.starts[key]
+        if counts.sum() > LISTED_PER_SEARCH * len(key) * len(candidates):
+            return self._searched(key, candidates)
         row = np.repeat(np.arange(len(key)), counts)
         offset = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
         value = self.values[self.starts[key][row] + offset]
@@ -64,3 +70,9 @@ class KnownPairs:
         known = np.zeros((len(key), len(distinct)), bool)
         known[row[hit], place[hit]] = True
         return known[:, column]
+
+    def _searched(self, key: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        """`hidden` by one binary search per pair: for keys such as a country, which know nearly everyone."""
+        pairs = key[:, None] * self._span + candidates
+        place = np.minimum(np.searchsorted(self._pairs, pairs), len(self._pairs) - 1)
+        return (self._pairs[place] == pairs) & (candidates < self._span)

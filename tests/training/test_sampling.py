@@ -1,7 +1,9 @@
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from training import sampling
 from training.sampling import KnownPairs, epoch_order, generator
 
 
@@ -23,7 +25,10 @@ def test_hidden_is_membership(data: st.DataObject) -> None:
     candidates = np.array(data.draw(st.lists(st.integers(0, values - 1), min_size=1, max_size=8)))
     known = KnownPairs(key, value, keys=keys)
     expected = [[(int(k), int(c)) in pairs for c in candidates] for k in asked]
-    assert known.hidden(asked, candidates).tolist() == expected
+    with pytest.MonkeyPatch.context() as patch:
+        for listed_per_search in (0, 10**9):  # by searching, by listing
+            patch.setattr(sampling, "LISTED_PER_SEARCH", listed_per_search)
+            assert known.hidden(asked, candidates).tolist() == expected
     assert all(set(known.of(k)) == {v for own, v in pairs if own == k} for k in range(keys))
 
 
