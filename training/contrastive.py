@@ -1,4 +1,7 @@
-"""The contrastive facet: user and item rows whose cosine tells a user's items from others (papers.md 1.3, 1.9)."""
+"""The contrastive facet: user and item rows whose cosine tells a user's items from others.
+
+In-batch and uniform negatives as in arXiv 2508.05700 and 2508.18700; the logQ correction as in arXiv 2509.04337.
+"""
 
 import math
 import time

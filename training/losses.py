@@ -62,7 +62,7 @@ def log_expected_count(frequency: Tensor, *, in_batch: int, uniform: int, popula
 def sampled_softmax(
     positive: Tensor, negative: Tensor, *, positive_log_q: Tensor, negative_log_q: Tensor, hidden: Tensor, margin: float
 ) -> Tensor:
-    """-log exp(s+ - log Q+) / (exp(s+ - log Q+) + sum exp(s- - log Q-)); papers.md 1.3 and 6. Ignores `margin`."""
+    """-log exp(s+ - log Q+) / (exp(s+ - log Q+) + sum exp(s- - log Q-)); arXiv 2509.04337. Ignores `margin`."""
     own = positive - positive_log_q  # (..., B)
     others = (negative - negative_log_q).masked_fill(hidden, -torch.inf)  # (..., B, C)
     return (torch.logsumexp(torch.cat([own.unsqueeze(-1), others], -1), -1) - own).mean()
@@ -72,7 +72,7 @@ def sampled_softmax(
 def logistic(
     positive: Tensor, negative: Tensor, *, positive_log_q: Tensor, negative_log_q: Tensor, hidden: Tensor, margin: float
 ) -> Tensor:
-    """-log sigmoid(s+) - mean log sigmoid(-s-); papers.md 2.3. Ignores log Q and `margin`."""
+    """-log sigmoid(s+) - mean log sigmoid(-s-); as PyTorch-BigGraph. Ignores log Q and `margin`."""
     return (functional.softplus(-positive) + _mean_visible(functional.softplus(negative), hidden)).mean()
 
 
@@ -80,7 +80,7 @@ def logistic(
 def margin_ranking(
     positive: Tensor, negative: Tensor, *, positive_log_q: Tensor, negative_log_q: Tensor, hidden: Tensor, margin: float
 ) -> Tensor:
-    """mean max(0, margin - s+ + s-), with s = -d; papers.md 2.3. Ignores log Q."""
+    """mean max(0, margin - s+ + s-), with s = -d; as TransR (AAAI 2015). Ignores log Q."""
     return _mean_visible(torch.relu(margin - positive.unsqueeze(-1) + negative), hidden).mean()
 
 

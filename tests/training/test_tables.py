@@ -59,7 +59,7 @@ def test_a_step_is_row_wise_adagrad_over_all_lookups_of_a_row() -> None:
         np.add.at(gradient, IDS[name].numpy(), WEIGHTS[name].numpy()[:, None])
     expected, accumulated = before.astype(float), np.zeros(7)
     for _ in range(2):
-        accumulated += (gradient**2).mean(1)  # papers.md 9.7: s += mean(g^2), W -= lr / (sqrt(s) + eps) g
+        accumulated += (gradient**2).mean(1)  # row-wise Adagrad: s += mean(g^2), W -= lr / (sqrt(s) + eps) g
         expected -= LEARNING_RATE / (np.sqrt(accumulated)[:, None] + EPS) * gradient
     np.testing.assert_allclose(after, expected, rtol=1e-5)
     assert (after[[0, 1, 3, 4, 5]] == before[[0, 1, 3, 4, 5]]).all()

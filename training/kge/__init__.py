@@ -1,1 +1,1 @@
-"""The knowledge-graph facet: one space for users, items and what they touch, by link prediction (papers.md 2)."""
+"""The knowledge-graph facet: one space for users, items and what they touch, by link prediction (arXiv 2508.02609)."""

@@ -19,7 +19,7 @@ class Relation:
 
     Attributes:
         head, tail: node types.
-        anchor: its space is the space of the rows (papers.md 2.3).
+        anchor: its space is the space of the rows (`training.kge.scorers`).
     """
 
     name: str

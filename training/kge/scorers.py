@@ -1,6 +1,6 @@
 """How a translation model scores an edge: stateless functions, apart from the model that holds their parameters.
 
-All have the form of papers.md 2.3 and differ only in the projection P_r into the space of relation r:
+All have one form and differ only in the projection P_r into the space of relation r:
 
     f_r(h, t) = -|| P_r(h) + r - P_r(t) ||^2
 
@@ -13,6 +13,9 @@ All have the form of papers.md 2.3 and differ only in the projection P_r into th
 
 An anchor relation's projection is the identity and stays so: the rows *are* coordinates of its space, and whoever
 takes the rows needs no projection.
+
+TransE (Bordes et al., NeurIPS 2013), TransR (Lin et al., AAAI 2015). TransRA is TransR with anchors (arXiv 2508.02609),
+whose exact constraint could not be read: the identity is our choice, and so is its low-rank variant.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""The knowledge-graph facet: model, training and export (papers.md 1.4, 2.3, 9.1)."""
+"""The knowledge-graph facet: model, training and export."""
 
 import time
 from dataclasses import asdict, dataclass, field

@@ -52,7 +52,7 @@ def batches(
     """One pass over a fold in random order, in steps of about `batch_rows` examples over all processes.
 
     All processes must give generators of the same state; each gets its own part of the same steps. An id is replaced by
-    the default row with probability `id_dropout` (papers.md 1.7: the model learns to do without a row), the same for
+    the default row with probability `id_dropout` (so that the model learns to do without a row), the same for
     all tables of its entity.
     """
     ids = {"user": fold.user, "item": fold.item}

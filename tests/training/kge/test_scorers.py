@@ -1,4 +1,4 @@
-"""Each scorer against papers.md 2.3 written out edge by edge in numpy."""
+"""Each scorer against its formula, written out edge by edge in numpy."""
 
 import numpy as np
 import pytest
