@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from pipelines.contracts.durable import replacing_file
-from pipelines.contracts.errors import FacetError
+from pipelines.contracts.errors import FacetError, InvalidConfig
 from pipelines.contracts.workspace import Workspace
 
 __all__ = ["Demo", "StageFailed"]
@@ -88,7 +88,7 @@ class Demo:
         ]
         facts = {}
         for number, (name, what, work) in enumerate(stages, start=1):
-            record = self.workspace.root / "demo" / f"{name}.json"
+            record = self._records / f"{name}.json"
             label = click.style(f"[{number}/{len(stages)}] {name}", fg="cyan", bold=True)
             if record.is_file():
                 facts[name] = json.loads(record.read_text())
@@ -103,8 +103,26 @@ class Demo:
         return facts
 
     def clear(self) -> None:
-        """Forget an earlier demo: delete the workspace."""
-        shutil.rmtree(self.workspace.root, ignore_errors=True)
+        """Delete an earlier demo's workspace; raises `InvalidConfig` if the folder is something else."""
+        if self.workspace.root.exists():
+            if not self._records.is_dir():
+                raise InvalidConfig(
+                    f"--fresh would delete {self.workspace.root}", expected="the workspace of an earlier demo",
+                    got="a folder without one", remedy="Delete it yourself, or give another --workspace.",
+                )
+            shutil.rmtree(self.workspace.root)
+
+    def require_own_workspace(self) -> None:
+        """Raise `InvalidConfig` if versions are here that no demo published: it would take them for its own."""
+        if (numbers := self.workspace.versions.numbers()) and not self._records.is_dir():
+            raise InvalidConfig(
+                f"the demo's workspace {self.workspace.root}", expected="an empty one, or that of an earlier demo",
+                got=f"published versions {numbers}", remedy="Give another folder with `facet --workspace DIR demo`.",
+            )
+
+    @property
+    def _records(self) -> Path:
+        return self.workspace.root / "demo"
 
     # -- stages ---------------------------------------------------------------------------------------------------
 
@@ -154,9 +172,8 @@ class Demo:
         return {}
 
     def _serve(self) -> dict[str, Any]:
-        folder = self.workspace.root / "demo"
-        load_file, lookup_file = folder / "load.json", folder / "lookup.json"
-        timeline, enough = self.workspace.root / "rollout" / "timeline-to-2.json", folder / "traffic-may-end"
+        load_file, lookup_file = self._records / "load.json", self._records / "lookup.json"
+        timeline, enough = self.workspace.root / "rollout" / "timeline-to-2.json", self._records / "traffic-may-end"
         enough.unlink(missing_ok=True)
         with self._server("cpu-tier", "--versions", "1") as tier:
             self._facet("load", "--lookup", tier.address, "--version", "1", "--concurrency", "1", "--requests", "3000",

@@ -43,6 +43,7 @@ def demo(
     )
     if fresh:
         run.clear()
+    run.require_own_workspace()
     require_writable(workspace.root)
     require_writable(reports)
     start = time.monotonic()
