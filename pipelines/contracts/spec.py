@@ -4,11 +4,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipelines.contracts.errors import InvalidConfig
+from pipelines.contracts.idrule import IdRule
 from pipelines.contracts.rowcodec import codec
 
 __all__ = ["TableSpec"]
-
-ID_RULES = ("vocabulary",)
 
 
 @dataclass(frozen=True)
@@ -18,10 +17,12 @@ class TableSpec:
     Attributes:
         name: `entity.facet`, such as `item.kge`.
         dim: columns of the dequantized row.
-        rows: how many ids have a row.
+        rows: how many rows it has, those of its hash buckets included.
         quantization: name of the row codec (`int4`, `int8`, `fp16`).
-        id_rule: how an id finds its row; `vocabulary` is exact: an id has its own row or none.
+        id_rule: how an id finds its row: a name of `pipelines.contracts.idrule`.
         default_row: hexadecimal bytes of the row that unknown ids score with.
+        buckets: rows that ids share by their hash.
+        hash_seed: seed of that hash.
     """
 
     name: str
@@ -30,6 +31,8 @@ class TableSpec:
     quantization: str
     id_rule: str
     default_row: str
+    buckets: int = 0
+    hash_seed: int = 0
 
     def __post_init__(self) -> None:
         entity, dot, facet = self.name.partition(".")
@@ -37,10 +40,10 @@ class TableSpec:
             raise InvalidConfig(
                 "table name", expected="'entity.facet'", got=repr(self.name), remedy="Name both, with one dot between."
             )
-        if self.id_rule not in ID_RULES:
+        if (self.rule.name == "hash" and self.rows != self.buckets) or self.rows < self.buckets:
             raise InvalidConfig(
-                f"id rule of {self.name}", expected=f"one of {ID_RULES}", got=repr(self.id_rule),
-                remedy="Publish with a rule that this release knows.",
+                f"rows of {self.name}", expected=f"{self.buckets} buckets, and nothing else with id rule 'hash'",
+                got=f"{self.rows} rows, id rule {self.id_rule!r}", remedy="Publish a row for each bucket.",
             )
         if len(self.default_row_bytes) != self.row_bytes:
             raise InvalidConfig(
@@ -55,6 +58,10 @@ class TableSpec:
     @property
     def facet(self) -> str:
         return self.name.partition(".")[2]
+
+    @property
+    def rule(self) -> IdRule:
+        return IdRule(self.id_rule, self.buckets, self.hash_seed)
 
     @property
     def row_bytes(self) -> int:
