@@ -30,7 +30,8 @@ from pipelines.contracts.durable import require_writable, sweep_staging
 from pipelines.contracts.embedding_view import EmbeddingView
 from pipelines.contracts.errors import FacetError, IntegrityError, NotPrepared, VersionConflict
 from pipelines.contracts.manifest import Manifest
-from pipelines.contracts.segment import Segment, write_segment
+from pipelines.contracts.segment import Segment
+from pipelines.contracts.segment_writer import write_segment
 from pipelines.contracts.spec import TableSpec
 from pipelines.contracts.workspace import Workspace
 

@@ -1,17 +1,26 @@
-"""Files that are either absent or whole: write beside, flush, rename. And the hash every reader checks."""
+"""Files that are either absent or whole: write beside, flush, rename. And the hash every reader checks.
 
+```
+mkdir .staging-x-N + flock ──► fill ──► fsync files, then directories ──► rename to N ──► fsync the parent
+```
+
+A process may die, and a machine lose power, between any two of these: before the rename there is only a staging
+directory, whose lock died with its writer; after it there is N, whole. Files are written with write(2), never through
+a mapping: on a full disk a write is an error, a store to a mapped page kills the process (SIGBUS).
+"""
+
+import errno
 import fcntl
 import hashlib
 import logging
 import os
 import shutil
-import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipelines.contracts.errors import InvalidConfig
+from pipelines.contracts.errors import DiskFull, InvalidConfig
 
 __all__ = [
     "STAGING_PREFIX", "creating_directory", "remove_directory", "replacing_file", "require_writable", "sha256_of",
@@ -23,7 +32,7 @@ logger = logging.getLogger(__name__)
 STAGING_PREFIX = ".staging-"
 """Names that start with this are being written, or were left by a crash: `sweep_staging` tells which."""
 
-_ABANDONED_FILE_S = 3600.0
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def sha256_of(path: Path) -> str:
@@ -34,16 +43,17 @@ def sha256_of(path: Path) -> str:
 
 @contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
-    """Yield a path to write to; on success it atomically replaces `path`, on any error it is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f"{STAGING_PREFIX}{uuid.uuid4().hex[:8]}-{path.name}")
-    try:
-        yield staging
-        _flush(staging)
-        os.replace(staging, path)
+    """Yield a path to write to; on success it atomically replaces `path`, on any error it is removed.
+
+    Raises:
+        DiskFull: it does not fit; `path` is as it was.
+    """
+    with _staging(path) as directory:
+        file = directory / path.name
+        yield file
+        _flush(file)
+        os.replace(file, path)
         _flush(path.parent)
-    finally:
-        staging.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -51,57 +61,52 @@ def creating_directory(path: Path) -> Iterator[Path]:
     """Yield a directory to fill; on success it is renamed to `path`, on any error it is removed.
 
     `path` itself must not exist (the rename then fails and nothing changes): what is complete is never rewritten.
-    While it is filled, the directory is locked, so that `sweep_staging` can tell it from one that a crash left.
+
+    Raises:
+        DiskFull: it does not fit; nothing is left of it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f"{STAGING_PREFIX}{uuid.uuid4().hex[:8]}-{path.name}")
-    lock = _make_locked_directory(staging)
-    try:
-        yield staging
-        for file in staging.rglob("*"):
+    with _staging(path) as directory:
+        yield directory
+        for file in directory.rglob("*"):
             _flush(file)
-        _flush(staging)
-        os.rename(staging, path)
+        _flush(directory)
+        os.rename(directory, path)
         _flush(path.parent)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        os.close(lock)
 
 
 def remove_directory(path: Path) -> None:
     """Delete a directory so that no reader ever finds half of it: rename it away, then delete. Absent is fine."""
-    doomed = path.with_name(f"{STAGING_PREFIX}{uuid.uuid4().hex[:8]}-{path.name}")
+    doomed = _staging_name(path)
     try:
         os.rename(path, doomed)
     except FileNotFoundError:
         return
-    shutil.rmtree(doomed)
+    _flush(path.parent)  # else a power loss could bring the name back without the files
+    with suppress(FileNotFoundError):  # a sweeper may be at it too
+        shutil.rmtree(doomed)
 
 
 def sweep_staging(parent: Path) -> list[str]:
     """Delete what crashed writers left in `parent`; what a living one is filling stays.
 
     A writer holds a lock on its staging directory, which the system releases when the process dies, however it dies.
-    Staged files are small and live for milliseconds; they carry no lock and are taken for abandoned after an hour.
 
     Returns:
         Names of what was deleted.
     """
     swept = []
     for path in sorted(parent.glob(f"{STAGING_PREFIX}*")) if parent.is_dir() else ():
+        lock = _try_lock(path)
+        if lock is None:
+            continue
         if path.is_dir():
-            lock = _try_lock(path)
-            if lock is None:
-                continue
             shutil.rmtree(path, ignore_errors=True)
-            os.close(lock)
         else:
-            try:
-                if time.time() - path.stat().st_mtime < _ABANDONED_FILE_S:
-                    continue
-            except FileNotFoundError:
-                continue
             path.unlink(missing_ok=True)
+        os.close(lock)
+        if path.exists():
+            logger.warning("%s was left by a writer that did not finish, and cannot be deleted", path)
+            continue
         logger.info("deleted %s, left by a writer that did not finish", path)
         swept.append(path.name)
     return swept
@@ -110,36 +115,68 @@ def sweep_staging(parent: Path) -> list[str]:
 def require_writable(directory: Path) -> None:
     """Raise `InvalidConfig` unless files can be made in `directory` (made if absent), before any work starts."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / f"{STAGING_PREFIX}{uuid.uuid4().hex[:8]}-probe"
-        probe.touch()
-        probe.unlink()
+        _make_directories(directory)
+        probe, lock = _make_locked_directory(directory / "probe")
+        probe.rmdir()
+        os.close(lock)
     except OSError as error:
         raise InvalidConfig(
             f"cannot write to {directory}",
             expected="a directory this user may create files in",
             got=error.strerror or str(error),
-            remedy="Give another --workspace, or change the directory's permissions.",
+            remedy="Give another --workspace, free space there, or change the directory's permissions.",
         ) from error
 
 
-def _make_locked_directory(path: Path) -> int:
-    """Make a directory and lock it; returns the descriptor that holds the lock."""
+@contextmanager
+def _staging(path: Path) -> Iterator[Path]:
+    """A locked directory beside `path`, gone at the end unless it was renamed; a full disk names `path`."""
+    try:
+        _make_directories(path.parent)
+        staging, lock = _make_locked_directory(path)
+        try:
+            yield staging
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+            os.close(lock)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise DiskFull(
+            f"cannot write {path}", expected="space for it", got=f"{error.strerror} in {path.parent}",
+            remedy="Free space there and run the same command again; what was complete before is unchanged.",
+        ) from error
+
+
+def _staging_name(path: Path) -> Path:
+    return path.with_name(f"{STAGING_PREFIX}{uuid.uuid4().hex[:8]}-{path.name}")
+
+
+def _make_directories(directory: Path) -> None:
+    """Make a directory and its parents, each flushed into its own parent: a power loss would take what is in them."""
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        _flush(path.parent)
+
+
+def _make_locked_directory(path: Path) -> tuple[Path, int]:
+    """Make a staging directory for `path` and lock it; returns it with the descriptor that holds the lock."""
     while True:
-        path.mkdir()
-        lock = _try_lock(path)
-        if lock is not None and path.is_dir():
-            return lock
-        # a sweeper got in between the two calls: once it has deleted the directory, make it again
+        staging = _staging_name(path)
+        staging.mkdir()
+        lock = _try_lock(staging)
+        if lock is not None and staging.is_dir():
+            return staging, lock
+        # a sweeper got in between the two calls and deletes it: under another name it cannot
         if lock is not None:
             os.close(lock)
-        shutil.rmtree(path, ignore_errors=True)
 
 
-def _try_lock(directory: Path) -> int | None:
-    """A descriptor that holds the directory's lock, or None if another process holds it or the directory is gone."""
+def _try_lock(path: Path) -> int | None:
+    """A descriptor that holds the lock of `path`, or None if another process holds it or `path` is gone."""
     try:
-        descriptor = os.open(directory, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
     try:

@@ -1,13 +1,16 @@
 """Errors that say what was expected, what came, and what to do."""
 
 __all__ = [
+    "DiskFull",
     "FacetError",
     "IntegrityError",
     "InvalidConfig",
     "InvalidEvents",
     "InvalidTable",
     "NotPrepared",
+    "StalePretraining",
     "VersionConflict",
+    "VersionInUse",
     "VersionNotFound",
 ]
 
@@ -39,6 +42,10 @@ class InvalidTable(FacetError):
     """A table that may not be published: not finite, wrong shape, ids not unique."""
 
 
+class DiskFull(FacetError):
+    """A file that did not fit where it was to be written; nothing half-written is left in its place."""
+
+
 class IntegrityError(FacetError):
     """A file whose bytes are not those its manifest names."""
 
@@ -49,6 +56,14 @@ class VersionNotFound(FacetError):
 
 class VersionConflict(FacetError):
     """A version that exists already, or that another process is writing."""
+
+
+class VersionInUse(FacetError):
+    """A version that may not be retired: the pointer names it, or a process serves it."""
+
+
+class StalePretraining(FacetError):
+    """A version whose pretraining data is too old for the data it was fine-tuned on."""
 
 
 class NotPrepared(FacetError):

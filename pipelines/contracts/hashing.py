@@ -4,7 +4,7 @@ import numpy as np
 
 from pipelines.contracts.errors import InvalidConfig
 
-__all__ = ["bucket_of", "hash64"]
+__all__ = ["bucket_of", "hash64", "seed_mask"]
 
 MAX_BUCKETS = 2**31
 
@@ -21,7 +21,7 @@ def hash64(ids: np.ndarray, seed: int = 0) -> np.ndarray:
     [13225839796362995591, 7091162075535606283, 11222819077850215821]
     """
     hashed = np.array(ids, np.int64).view(np.uint64)
-    hashed ^= _seed_mask(seed)
+    hashed ^= seed_mask(seed)
     return _finalize(hashed)
 
 
@@ -38,7 +38,7 @@ def bucket_of(ids: np.ndarray, *, buckets: int, seed: int) -> np.ndarray:
     return (((hash64(ids, seed) >> np.uint64(32)) * np.uint64(buckets)) >> np.uint64(32)).astype(np.int64)
 
 
-def _seed_mask(seed: int) -> np.uint64:
+def seed_mask(seed: int) -> np.uint64:
     """What ids are xored with: the seed, hashed itself, so that neighbouring seeds have nothing in common."""
     return _finalize(np.array([seed], np.uint64))[0]
 

@@ -23,7 +23,9 @@ class IdRule:
     ```
 
     Bucket b is stored under the id `-1 - b`, so that a table with buckets is a table like any other: ids, ascending,
-    with a row each. Where there are buckets beside a vocabulary, ids of the vocabulary are therefore not negative.
+    with a row each. Where there are buckets beside a vocabulary, ids of the vocabulary are therefore not negative. A
+    stored id is its own stored id (-1 to -buckets name their bucket and are not hashed again), so that it may be asked
+    for wherever an id may: `stored_ids` before an offline join, which knows stored ids only, changes no online answer.
 
     Attributes:
         buckets: how many; 0 for `vocabulary`.
@@ -80,12 +82,12 @@ class IdRule:
         ids = np.asarray(ids, np.int64)
         if self.name == "vocabulary":
             return ids
-        if self.name == "hash" or not len(vocabulary):
-            return self.bucket_ids(ids)
-        if vocabulary[0] < 0:
-            raise InvalidConfig(
-                "vocabulary with hash buckets", expected="ids of 0 and more: negative ones name buckets",
-                got=str(vocabulary[0]), remedy="Map the log's ids to 63 bits, or use another id rule.",
-            )
-        known = vocabulary[np.minimum(np.searchsorted(vocabulary, ids), len(vocabulary) - 1)] == ids
-        return np.where(known, ids, self.bucket_ids(ids))
+        stored = (ids < 0) & (ids >= -self.buckets)
+        if self.name != "hash" and len(vocabulary):
+            if vocabulary[0] < 0:
+                raise InvalidConfig(
+                    "vocabulary with hash buckets", expected="ids of 0 and more: negative ones name buckets",
+                    got=str(vocabulary[0]), remedy="Map the log's ids to 63 bits, or use another id rule.",
+                )
+            stored |= vocabulary[np.minimum(np.searchsorted(vocabulary, ids), len(vocabulary) - 1)] == ids
+        return np.where(stored, ids, self.bucket_ids(ids))

@@ -97,38 +97,42 @@ class Manifest:
             VersionNotFound: there is no manifest here.
             IntegrityError: the manifest's bytes are not those that were sealed, or cannot be understood.
         """
-        path = directory / MANIFEST_NAME
-        if not path.is_file():
+        path, seal = directory / MANIFEST_NAME, directory / _SEAL_NAME
+        # the seal first: a retirement that comes in between deletes the manifest before it
+        expected = seal.read_text(errors="replace").strip() if seal.is_file() else "no seal"
+        try:
+            text = path.read_bytes()
+        except FileNotFoundError as error:
             raise VersionNotFound(
                 f"no version at {directory}", expected=MANIFEST_NAME, got="nothing there",
                 remedy="`facet versions` lists what is published.",
-            )
-        seal = directory / _SEAL_NAME
-        expected = seal.read_text().strip() if seal.is_file() else "no seal"
-        got = sha256_of(path)
+            ) from error
+        got = hashlib.sha256(text).hexdigest()
         if got != expected:
-            raise IntegrityError(
-                f"{path} is corrupted", expected=f"sha256 {expected}", got=got, remedy=_REMEDY
-            )
+            raise IntegrityError(f"{path} is corrupted", expected=f"sha256 {expected}", got=got, remedy=_REMEDY)
         try:
-            raw = json.loads(path.read_text())
-            if raw.pop("format") != FORMAT:
-                raise ValueError(f"format is not {FORMAT}")
-            return cls(
-                **{
-                    **raw,
-                    "created_at": datetime.fromisoformat(raw["created_at"]),
-                    "as_of": datetime.fromisoformat(raw["as_of"]),
-                    "windows": Windows.from_dict(raw["windows"]),
-                    "parents": tuple(raw["parents"]),
-                    "tables": tuple(TableSpec(**table) for table in raw["tables"]),
-                }
-            )
+            return cls.from_dict(json.loads(text))
         except (ValueError, KeyError, TypeError) as error:
             raise IntegrityError(
                 f"{path} cannot be understood", expected=f"a manifest of format {FORMAT}", got=repr(error),
                 remedy=_REMEDY,
             ) from error
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> "Manifest":
+        """What `to_json` wrote; raises ValueError, KeyError or TypeError for anything else."""
+        if raw["format"] != FORMAT:
+            raise ValueError(f"format is not {FORMAT}")
+        return cls(
+            **{
+                **{name: value for name, value in raw.items() if name != "format"},
+                "created_at": datetime.fromisoformat(raw["created_at"]),
+                "as_of": datetime.fromisoformat(raw["as_of"]),
+                "windows": Windows.from_dict(raw["windows"]),
+                "parents": tuple(raw["parents"]),
+                "tables": tuple(TableSpec(**table) for table in raw["tables"]),
+            }
+        )
 
     def verify(self, directory: Path, *, only: tuple[str, ...] | None = None) -> None:
         """Hash the version's files (or `only` some); raises `IntegrityError` naming the first that differs."""

@@ -1,6 +1,5 @@
 import hashlib
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -60,14 +59,13 @@ def test_a_directory_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
 
 def test_only_what_nobody_fills_is_swept(tmp_path: Path) -> None:
     (tmp_path / ".staging-1-d" / "sub").mkdir(parents=True)
-    (tmp_path / ".staging-2-old").touch()
-    os.utime(tmp_path / ".staging-2-old", (time.time() - 7200,) * 2)
-    (tmp_path / ".staging-3-new").touch()
+    (tmp_path / ".staging-2-file").touch()
     (tmp_path / "kept").touch()
-    with creating_directory(tmp_path / "d") as staging:
-        assert sweep_staging(tmp_path) == [".staging-1-d", ".staging-2-old"]
-        assert sorted(p.name for p in tmp_path.iterdir()) == sorted([".staging-3-new", "kept", staging.name])
-    assert (tmp_path / "d").is_dir()
+    with creating_directory(tmp_path / "d") as directory, replacing_file(tmp_path / "f") as file:
+        assert sweep_staging(tmp_path) == [".staging-1-d", ".staging-2-file"]
+        assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["kept", directory.name, file.parent.name])
+        file.touch()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["d", "f", "kept"]
     assert sweep_staging(tmp_path / "absent") == []
 
 

@@ -24,10 +24,22 @@ def test_buckets_take_what_the_vocabulary_does_not_know(ids, seed):
     rule = IdRule("vocabulary+buckets", buckets=5, seed=seed)
     array = np.array([*ids, 8, 3], np.int64)
     stored = rule.stored_ids(array, vocabulary=VOCABULARY)
-    known = np.isin(array, VOCABULARY)
+    known = np.isin(array, VOCABULARY) | np.isin(array, rule.all_bucket_ids())
     assert (stored[known] == array[known]).all()
     assert set(stored[~known].tolist()) <= set(rule.all_bucket_ids().tolist())
     assert (stored[~known] == rule.bucket_ids(array[~known])).all()
+
+
+@given(
+    ids=st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(-9, 9), max_size=30), seed=st.integers(0, 2**63 - 1),
+    name=st.sampled_from(["vocabulary", "vocabulary+buckets", "hash"]),
+)
+def test_a_stored_id_is_its_own_stored_id(ids, seed, name):
+    rule = IdRule(name, buckets=0 if name == "vocabulary" else 5, seed=seed)
+    stored = rule.stored_ids(np.array(ids, np.int64), vocabulary=VOCABULARY)
+    assert rule.stored_ids(stored, vocabulary=VOCABULARY).tolist() == stored.tolist()
+    buckets = rule.all_bucket_ids()
+    assert rule.stored_ids(buckets, vocabulary=VOCABULARY).tolist() == buckets.tolist()
 
 
 def test_an_empty_vocabulary_leaves_the_buckets():

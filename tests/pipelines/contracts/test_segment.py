@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.contracts.errors import IntegrityError, InvalidTable, VersionNotFound
-from pipelines.contracts.segment import Segment, write_segment
+from pipelines.contracts.segment import ARRAYS, Segment
+from pipelines.contracts.segment_writer import write_segment
 from pipelines.contracts.spec import TableSpec
 
 WIDTH = 8
@@ -87,7 +88,7 @@ def test_no_segment(tmp_path: Path) -> None:
         Segment.open(tmp_path / "s")
 
 
-@pytest.mark.parametrize("name", ["ids.npy", "rows.npy"])
+@pytest.mark.parametrize("name", ARRAYS)
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
 def test_other_bytes_than_were_written(tmp_path: Path, name: str, damage: str) -> None:
     write(tmp_path / "s", batch([1, 2]), rows=2)
@@ -103,5 +104,5 @@ def test_other_bytes_than_were_written(tmp_path: Path, name: str, damage: str) -
 def test_a_header_that_is_not_one(tmp_path: Path) -> None:
     write(tmp_path / "s", batch([1]), rows=1)
     (tmp_path / "s" / "segment.json").write_text('{"table": {}}')
-    with pytest.raises(IntegrityError, match="cannot be read"):
+    with pytest.raises(IntegrityError, match="is corrupted"):
         Segment.open(tmp_path / "s")

@@ -1,0 +1,249 @@
+"""A minimal perfect hash: n distinct 64-bit hashes to the rows 0 .. n-1, in about three bits a key.
+
+After R. Groot Koerkamp, "PtrHash: Minimal Perfect Hashing at RAM Throughput" (arXiv:2502.15539): keys fall into small
+buckets, and each bucket has an 8-bit *pilot* that sends its keys to slots which no other bucket uses. A bucket that
+finds no such pilot takes the slots of others, which then look again. There are a few percent more slots than keys; the
+keys beyond slot n are remapped to the slots left free below it.
+
+```
+hash ─┬─ top bits ───► part      at most 65,535 keys, built alone: its arrays stay in the cache
+      ├─ low 32 bits ► bucket ── pilot
+      └─ all, pilot, salt ─────► slot ──(slot >= n: remap)──► row within the part
+```
+"""
+
+import numpy as np
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+__all__ = ["BUCKET_KEYS", "LOAD", "MAX_PART_KEYS", "build_part", "fingerprint", "load64", "prefetch", "slot_of", "store64"]
+
+MAX_PART_KEYS = 65_535  # a row within its part is a uint16
+BUCKET_KEYS = 3.0  # mean keys of a bucket: fewer build faster and take more pilots
+LOAD = 0.97  # keys over slots in the fullest part
+_PILOTS = 256
+_RECENT = 16  # buckets placed last are not evicted, or two would chase one another
+_SALTS = 256
+
+_U32, _MASK_32 = np.uint64(32), np.uint64(0xFFFFFFFF)
+_PILOT_FACTOR, _SLOT_FACTOR = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
+_FINGERPRINT_FACTOR, _FINGERPRINT_SHIFT = np.uint64(0xA0761D6478BD642F), np.uint64(48)
+
+
+@intrinsic
+def prefetch(typing_context, array, index):
+    """Ask for the cache line of `array[index]` (uint8, 1-D) without waiting for it."""
+
+    def code(context, builder, signature, args):
+        pointer = _pointer(context, builder, signature, args)
+        i32 = cgutils.ir.IntType(32)
+        function = cgutils.get_or_insert_function(
+            builder.module, cgutils.ir.FunctionType(cgutils.ir.VoidType(), [pointer.type, i32, i32, i32]),
+            "llvm.prefetch.p0",
+        )
+        builder.call(function, [pointer, i32(0), i32(3), i32(1)])  # for reading, into every level, data
+        return context.get_dummy_value()
+
+    return types.void(array, index), code
+
+
+@intrinsic
+def load64(typing_context, array, index):
+    """The eight bytes from `array[index]` on (uint8, 1-D, any alignment) as uint64; no bounds are checked."""
+
+    def code(context, builder, signature, args):
+        pointer = _pointer(context, builder, signature, args)
+        return builder.load(builder.bitcast(pointer, cgutils.ir.IntType(64).as_pointer()), align=1)
+
+    return types.uint64(array, index), code
+
+
+@intrinsic
+def store64(typing_context, array, index, value):
+    """Write uint64 `value` to the eight bytes from `array[index]` on (uint8, 1-D); no bounds are checked."""
+
+    def code(context, builder, signature, args):
+        pointer = _pointer(context, builder, signature, args)
+        builder.store(args[2], builder.bitcast(pointer, cgutils.ir.IntType(64).as_pointer()), align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, index, types.uint64), code
+
+
+def _pointer(context, builder, signature, args):
+    array = context.make_array(signature.args[0])(context, builder, args[0])
+    return builder.gep(array.data, [args[1]])
+
+
+@njit(inline="always")
+def slot_of(hashed, pilot, salt, slots):
+    """Slot in [0, slots) of a hash under a pilot (0..255) and its part's salt."""
+    mixed = (hashed ^ ((pilot + salt * np.uint64(_PILOTS)) * _PILOT_FACTOR)) * _SLOT_FACTOR
+    return np.int64(((mixed >> _U32) * slots) >> _U32)
+
+
+@njit(inline="always")
+def fingerprint(hashed):
+    """Sixteen bits of a hash: a key that is not in the table has those of the row it lands on once in 65,536 times."""
+    return np.uint16((hashed * _FINGERPRINT_FACTOR) >> _FINGERPRINT_SHIFT)
+
+
+@njit(nogil=True, cache=True)
+def build_part(hashes, slots, pilots, rows, remap):
+    """Find the pilots of one part.
+
+    Args:
+        hashes: uint64 (n,), distinct, n <= MAX_PART_KEYS.
+        slots: number of slots S >= n.
+        pilots: uint8 (buckets,), filled.
+        rows: uint16 (n,), filled with the row within the part of each hash: a permutation of 0 .. n-1.
+        remap: uint16 (S - n,), filled with the row of each slot from n on.
+
+    Returns:
+        The salt under which the pilots were found, or -1 if there is none (which a correct input does not see).
+    """
+    n, buckets = len(hashes), len(pilots)
+    starts = np.zeros(buckets + 1, np.int64)
+    for hashed in hashes:
+        starts[np.int64(((hashed & _MASK_32) * np.uint64(buckets)) >> _U32) + 1] += 1
+    largest = 0
+    for bucket in range(buckets):
+        largest = max(largest, starts[bucket + 1])
+        starts[bucket + 1] += starts[bucket]
+    cursor = starts[:-1].copy()
+    keys = np.empty(n, np.uint64)  # by bucket
+    sources = np.empty(n, np.int64)
+    for i in range(n):
+        bucket = np.int64(((hashes[i] & _MASK_32) * np.uint64(buckets)) >> _U32)
+        keys[cursor[bucket]], sources[cursor[bucket]] = hashes[i], i
+        cursor[bucket] += 1
+    order = _by_size_descending(starts, largest)
+    for salt in range(_SALTS):
+        owner = np.full(slots, -1, np.int32)
+        if _find_pilots(keys, starts, order, largest, slots, np.uint64(salt), pilots, owner):
+            _assign_rows(keys, starts, sources, slots, np.uint64(salt), pilots, owner, rows, remap)
+            return salt
+    return -1
+
+
+@njit(nogil=True, cache=True)
+def _by_size_descending(starts, largest):
+    buckets = len(starts) - 1
+    place = np.zeros(largest + 2, np.int64)
+    for bucket in range(buckets):
+        place[largest - (starts[bucket + 1] - starts[bucket]) + 1] += 1
+    for size in range(largest + 1):
+        place[size + 1] += place[size]
+    order = np.empty(buckets, np.int32)
+    for bucket in range(buckets):
+        size = largest - (starts[bucket + 1] - starts[bucket])
+        order[place[size]] = bucket
+        place[size] += 1
+    return order
+
+
+@njit(nogil=True, cache=True)
+def _find_pilots(keys, starts, order, largest, slots, salt, pilots, owner):
+    """Fill `pilots` and `owner` (bucket of each slot, -1: free); False if the evictions do not come to an end."""
+    recent, waiting = np.full(_RECENT, -1, np.int32), np.empty(len(order) + 1, np.int32)
+    chosen = np.empty(largest, np.int64)
+    evictions, limit = 0, 20 * len(order) + 1_000
+    for next_bucket in order:
+        if starts[next_bucket + 1] == starts[next_bucket]:
+            pilots[next_bucket] = 0
+            continue
+        waiting[0], waits = next_bucket, 1
+        while waits:
+            waits -= 1
+            bucket = waiting[waits]
+            first, size = starts[bucket], starts[bucket + 1] - starts[bucket]
+            pilot = _free_pilot(keys[first : first + size], slots, salt, owner, chosen)
+            if pilot < 0:
+                pilot = _cheapest_pilot(
+                    keys[first : first + size], slots, salt, owner, starts, recent, (evictions * 37) % _PILOTS, chosen
+                )
+                if pilot < 0:
+                    return False
+                for i in range(size):
+                    holder = owner[chosen[i]]
+                    if holder >= 0:
+                        for j in range(starts[holder], starts[holder + 1]):
+                            owner[slot_of(keys[j], np.uint64(pilots[holder]), salt, np.uint64(slots))] = -1
+                        waiting[waits] = holder
+                        waits += 1
+                        evictions += 1
+                if evictions > limit:
+                    return False
+            pilots[bucket] = pilot
+            for i in range(size):
+                owner[chosen[i]] = bucket
+            recent[(evictions + bucket) % _RECENT] = bucket
+    return True
+
+
+@njit(nogil=True, cache=True)
+def _free_pilot(keys, slots, salt, owner, chosen):
+    """The first pilot that sends all keys of a bucket to free slots, put into `chosen`; -1 if there is none."""
+    for pilot in range(_PILOTS):
+        free = True
+        for i in range(len(keys)):
+            slot = slot_of(keys[i], np.uint64(pilot), salt, np.uint64(slots))
+            if owner[slot] >= 0:
+                free = False
+                break
+            chosen[i] = slot
+        if free and _distinct(chosen, len(keys)):
+            return pilot
+    return -1
+
+
+@njit(nogil=True, cache=True)
+def _cheapest_pilot(keys, slots, salt, owner, starts, recent, first_pilot, chosen):
+    """The pilot whose slots cost least to clear: the sum of squared sizes of the buckets that must leave them.
+
+    The search starts at a changing pilot, so that a bucket does not take the same slots back from whom it lost them to.
+    """
+    best, best_pilot, taken = np.int64(2**62), -1, np.empty(len(keys), np.int64)
+    for trial in range(_PILOTS):
+        pilot, cost = (first_pilot + trial) % _PILOTS, np.int64(0)
+        for i in range(len(keys)):
+            taken[i] = slot_of(keys[i], np.uint64(pilot), salt, np.uint64(slots))
+            holder = owner[taken[i]]
+            if holder >= 0:
+                size = starts[holder + 1] - starts[holder]
+                cost += size * size
+                for last in recent:
+                    if last == holder:
+                        cost = np.int64(2**62)
+            if cost >= best:
+                break
+        if cost < best and _distinct(taken, len(keys)):
+            best, best_pilot = cost, pilot
+            chosen[: len(keys)] = taken
+    return best_pilot
+
+
+@njit(inline="always")
+def _distinct(values, size):
+    for i in range(1, size):
+        for j in range(i):
+            if values[i] == values[j]:
+                return False
+    return True
+
+
+@njit(nogil=True, cache=True)
+def _assign_rows(keys, starts, sources, slots, salt, pilots, owner, rows, remap):
+    n, free = len(keys), 0
+    for beyond in range(len(remap)):
+        remap[beyond] = 0
+        if owner[n + beyond] >= 0:
+            while owner[free] >= 0:
+                free += 1
+            remap[beyond] = free
+            free += 1
+    for bucket in range(len(starts) - 1):
+        for i in range(starts[bucket], starts[bucket + 1]):
+            slot = slot_of(keys[i], np.uint64(pilots[bucket]), salt, np.uint64(slots))
+            rows[sources[i]] = slot if slot < n else remap[slot - n]

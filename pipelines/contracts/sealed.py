@@ -1,0 +1,41 @@
+"""A JSON file and, beside it, the SHA-256 of its bytes: what names the hashes of other files must be checked itself."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from pipelines.contracts.durable import sha256_of
+from pipelines.contracts.errors import IntegrityError
+
+__all__ = ["read_sealed", "seal_path", "write_sealed"]
+
+
+def seal_path(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def write_sealed(path: Path, text: str) -> None:
+    """Write `text` to `path` and its hash to `path` with the suffix `.sha256`; flushing is left to the caller."""
+    path.write_text(text)
+    seal_path(path).write_text(hashlib.sha256(text.encode()).hexdigest() + "\n")
+
+
+def read_sealed(path: Path, *, remedy: str) -> Any:
+    """The JSON value in `path`.
+
+    Raises:
+        IntegrityError: its bytes are not those that were sealed, or they are no JSON.
+    """
+    seal = seal_path(path)
+    try:
+        expected = seal.read_text().strip() if seal.is_file() else "no seal"
+    except ValueError:
+        expected = f"a readable seal in {seal}"
+    got = sha256_of(path)
+    if got != expected:
+        raise IntegrityError(f"{path} is corrupted", expected=f"sha256 {expected}", got=got, remedy=remedy)
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise IntegrityError(f"{path} cannot be understood", expected="JSON", got=repr(error), remedy=remedy) from error

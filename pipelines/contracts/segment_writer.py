@@ -1,0 +1,306 @@
+"""From record batches to a segment, in two passes over bounded memory.
+
+```
+batches, by id ──► partition by hash ──► group 0 ─┐    for each part of a group: perfect hash, rows into place
+                   (records: hash, row)  group 1 ─┼──► ───────────────────────────────────────────────────────► rows.npy
+                                         …        ─┘    one group in memory at a time                            …
+```
+
+A small table is one group and never leaves memory; the groups of a large one wait in files beside the segment.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, NoReturn
+
+import numpy as np
+import pyarrow as pa
+from numba import njit
+
+from pipelines.contracts.durable import creating_directory
+from pipelines.contracts.errors import InvalidTable
+from pipelines.contracts.hashing import hash64
+from pipelines.contracts.perfect_hash import BUCKET_KEYS, LOAD, build_part, fingerprint
+from pipelines.contracts.sealed import write_sealed
+from pipelines.contracts.segment import FORMAT, HEADER_NAME
+from pipelines.contracts.segment_index import FINGERPRINT_BYTES
+from pipelines.contracts.spec import TableSpec
+
+__all__ = ["write_segment"]
+
+SEED = 0  # of the index's hash; recorded in every segment
+PART_KEYS = 40_000  # at most this many expected in a part, so that none comes near the most a part may have
+GROUP_BYTES = 128 << 20  # of records in memory at a time
+HASH_BYTES = 8
+
+
+def write_segment(
+    directory: Path, *, spec: TableSpec, version: int, manifest_sha256: str, batches: Iterable[pa.RecordBatch],
+    group_bytes: int = GROUP_BYTES,
+) -> None:
+    """Stream record batches (`id` int64 ascending, `row` fixed-size binary) into a new segment.
+
+    Memory is a few times `group_bytes`, whatever the table's size. `directory` appears only when every row has been
+    written, counted and flushed.
+
+    Raises:
+        InvalidTable: the ids are not strictly increasing or not those of the id rule, a row has another width, or the
+            count is not the spec's.
+        OSError: `directory` exists already, or the disk refuses.
+    """
+    with creating_directory(directory) as staging, ExitStack() as stack:
+        keys = spec.rows - spec.buckets
+        records = stack.enter_context(_Records(staging, keys, HASH_BYTES + spec.row_bytes, group_bytes))
+        rows = stack.enter_context(_ArrayFile(staging / "rows.npy", (spec.rows, spec.row_bytes + FINGERPRINT_BYTES)))
+        for ids, packed in _checked(batches, spec):
+            head = int(np.searchsorted(ids, 0)) if spec.buckets else 0
+            rows.append(np.pad(packed[:head], ((0, 0), (0, FINGERPRINT_BYTES))))
+            records.add(hash64(ids[head:], SEED), packed[head:])
+        index = _write_index(staging, records, rows)
+        header = {
+            "format": FORMAT,
+            "version": version,
+            "manifest_sha256": manifest_sha256,
+            "table": spec.to_dict(),
+            "index": index["numbers"],
+            "files": {"rows.npy": rows.close(), **index["files"]},
+        }
+        records.delete()
+        write_sealed(staging / HEADER_NAME, json.dumps(header, indent=1))
+
+
+def _write_index(staging: Path, records: "_Records", rows: "_ArrayFile") -> dict:
+    counts = records.part_counts
+    slots = max(1, int(np.ceil(counts.max() / LOAD)))
+    pilots = max(1, int(np.ceil(records.keys / len(counts) / BUCKET_KEYS)))
+    parts = np.zeros((len(counts) + 1, 2), np.uint64)
+    parts[1:, 0] = np.cumsum(counts)
+    with (
+        _ArrayFile(staging / "pilots.npy", (len(counts) * pilots,)) as pilot_file,
+        _ArrayFile(staging / "remap.npy", (len(counts) * slots - records.keys,), np.uint16) as remap_file,
+        _ArrayFile(staging / "parts.npy", parts.shape, np.uint64) as parts_file,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
+        for first_part, group in records.groups():
+            last_part = first_part + records.parts_of_group
+            bounds = np.concatenate([[0], np.cumsum(counts[first_part:last_part])])
+            group_pilots = np.empty((records.parts_of_group, pilots), np.uint8)
+            group_remap = np.empty(records.parts_of_group * slots - len(group), np.uint16)
+            out = np.empty((len(group), rows.shape[1]), np.uint8)
+            hashes = group[:, :HASH_BYTES].copy().view(np.uint64).reshape(-1)
+            order = _order_by_part(hashes, records.part_shift, first_part, bounds)
+
+            def build(
+                part: int, hashes=hashes, order=order, group=group, bounds=bounds, pilots=group_pilots,
+                remap=group_remap, out=out,
+            ) -> int:
+                start, end = bounds[part], bounds[part + 1]
+                return _place_part(
+                    hashes, order[start:end], group, start, slots, pilots[part],
+                    remap[part * slots - start : (part + 1) * slots - end], out,
+                )
+
+            salts = list(pool.map(build, range(records.parts_of_group)))
+            if min(salts) < 0:
+                raise InvalidTable(
+                    "the table's ids", expected="distinct ids", got="hashes for which no perfect hash was found",
+                    remedy="Publish the version again; if that does not help, report it: this should not happen.",
+                )
+            parts[first_part:last_part, 1] = salts
+            rows.append(out)
+            pilot_file.append(group_pilots)
+            remap_file.append(group_remap)
+        parts_file.append(parts)
+        return {
+            "numbers": {"seed": SEED, "part_shift": records.part_shift, "pilots": pilots, "slots": slots},
+            "files": {
+                "parts.npy": parts_file.close(), "pilots.npy": pilot_file.close(), "remap.npy": remap_file.close(),
+            },
+        }
+
+
+class _Records:
+    """Records (hash, row) of the vocabulary, gathered into groups of whole parts."""
+
+    def __init__(self, staging: Path, keys: int, record_bytes: int, group_bytes: int) -> None:
+        self.keys, self._record_bytes = keys, record_bytes
+        part_bits = max(0, int(np.ceil(np.log2(max(keys, 1) / PART_KEYS))))
+        group_bits = min(part_bits, max(0, int(np.ceil(np.log2(max(keys, 1) * record_bytes / group_bytes)))))
+        self.part_shift = 63 - part_bits
+        self.parts_of_group = 1 << (part_bits - group_bits)
+        self.part_counts = np.zeros(1 << part_bits, np.int64)
+        self._group_shift, self._added = 63 - group_bits, 0
+        self._memory = np.empty((keys, record_bytes), np.uint8) if not group_bits else None
+        self._paths = [staging / f"group-{group}" for group in range(1 << group_bits)] if group_bits else []
+        self._files: list[IO[bytes]] = []
+
+    def __enter__(self) -> "_Records":
+        self._files = [path.open("wb", buffering=0) for path in self._paths]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for file in self._files:
+            file.close()
+
+    def add(self, hashes: np.ndarray, rows: np.ndarray) -> None:
+        """Take one batch: hashes uint64 (B,) and rows uint8 (B, row_bytes)."""
+        self.part_counts += np.bincount(
+            ((hashes >> np.uint64(1)) >> np.uint64(self.part_shift)).view(np.int64), minlength=len(self.part_counts)
+        )
+        end = self._added + len(hashes)
+        if self._memory is not None:
+            self._memory[self._added : end, :HASH_BYTES] = hashes.view(np.uint8).reshape(-1, HASH_BYTES)
+            self._memory[self._added : end, HASH_BYTES:] = rows
+        else:
+            records = np.empty((len(hashes), self._record_bytes), np.uint8)
+            bounds = _scatter(hashes, rows, self._group_shift, len(self._files), records)
+            for file, start, stop in zip(self._files, bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+                _write_all(file, records[start:stop])
+        self._added = end
+
+    def groups(self) -> Iterator[tuple[int, np.ndarray]]:
+        """(first part, records uint8 (n, record_bytes)) of each group, in the order of the parts."""
+        if self._memory is not None:
+            yield 0, self._memory
+            return
+        for group, path in enumerate(self._paths):
+            self._files[group].close()
+            yield group * self.parts_of_group, np.fromfile(path, np.uint8).reshape(-1, self._record_bytes)
+            path.unlink()
+
+    def delete(self) -> None:
+        """Forget what is in memory, before the caller flushes."""
+        self._memory = None
+
+
+class _ArrayFile:
+    """An .npy file of known shape, written in order and hashed on the way."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: type = np.uint8) -> None:
+        self.shape, self._path, self._dtype = shape, path, np.dtype(dtype)
+        self._hash, self._left = hashlib.sha256(), int(np.prod(shape))
+
+    def __enter__(self) -> "_ArrayFile":
+        with self._path.open("wb") as file:
+            header = {"descr": self._dtype.str, "fortran_order": False, "shape": self.shape}
+            np.lib.format.write_array_header_1_0(file, header)
+        self._hash.update(self._path.read_bytes())
+        self._file = self._path.open("ab", buffering=0)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def append(self, values: np.ndarray) -> None:
+        data = np.ascontiguousarray(values, self._dtype)
+        self._left -= data.size
+        self._hash.update(data.data)
+        _write_all(self._file, data)
+
+    def close(self) -> str:
+        """SHA-256 of the whole file; raises if not all of the array was written."""
+        if self._left:
+            raise RuntimeError(f"{self._path}: {self._left} elements are missing")
+        self._file.close()
+        return self._hash.hexdigest()
+
+
+def _write_all(file: IO[bytes], data: np.ndarray) -> None:
+    """An unbuffered file may take less than it is given."""
+    view = memoryview(data.reshape(-1)).cast("B") if data.size else memoryview(b"")
+    while view:
+        view = view[file.write(view) :]
+
+
+@njit(nogil=True, cache=True)
+def _scatter(hashes, rows, group_shift, groups, records):
+    """Sort a batch's records by group into `records`; returns the bounds of the groups, int64 (groups + 1,)."""
+    bounds = np.zeros(groups + 1, np.int64)
+    for hashed in hashes:
+        bounds[np.int64((hashed >> np.uint64(1)) >> np.uint64(group_shift)) + 1] += 1
+    for group in range(groups):
+        bounds[group + 1] += bounds[group]
+    cursor = bounds[:-1].copy()
+    for i in range(len(hashes)):
+        group = np.int64((hashes[i] >> np.uint64(1)) >> np.uint64(group_shift))
+        to = cursor[group]
+        cursor[group] += 1
+        for byte in range(8):
+            records[to, byte] = np.uint8((hashes[i] >> np.uint64(8 * byte)) & np.uint64(255))
+        records[to, 8:] = rows[i]
+    return bounds
+
+
+@njit(nogil=True, cache=True)
+def _order_by_part(hashes, part_shift, first_part, bounds):
+    """Record numbers sorted by part: int32 (n,)."""
+    cursor, order = bounds[:-1].copy(), np.empty(len(hashes), np.int32)
+    for i in range(len(hashes)):
+        part = np.int64((hashes[i] >> np.uint64(1)) >> np.uint64(part_shift)) - first_part
+        order[cursor[part]] = i
+        cursor[part] += 1
+    return order
+
+
+@njit(nogil=True, cache=True)
+def _place_part(hashes, members, group, start, slots, pilots, remap, out):
+    """Build the perfect hash of one part and put its rows, each with its print, where lookups will find them."""
+    n, row_bytes = len(members), group.shape[1] - 8
+    keys, places = np.empty(n, np.uint64), np.empty(n, np.uint16)
+    for i in range(n):
+        keys[i] = hashes[members[i]]
+    salt = build_part(keys, slots, pilots, places, remap)
+    if salt < 0:
+        return salt
+    for i in range(n):
+        to = start + places[i]
+        out[to, :row_bytes] = group[members[i], 8:]
+        mark = fingerprint(keys[i])
+        out[to, row_bytes] = np.uint8(mark & np.uint16(255))
+        out[to, row_bytes + 1] = np.uint8(mark >> np.uint16(8))
+    return salt
+
+
+def _checked(batches: Iterable[pa.RecordBatch], spec: TableSpec) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Ids int64 (B,) and rows uint8 (B, row_bytes) of each batch; raises `InvalidTable` at the first that is wrong."""
+    written, last = 0, None
+    for batch in batches:
+        if not batch.num_rows:
+            continue
+        ids, rows = batch.column("id").to_numpy(), _packed_rows(batch.column("row"), spec)
+        end = written + len(ids)
+        if end > spec.rows:
+            _refuse(spec, f"{spec.rows} rows", f"at least {end}")
+        if (last is not None and ids[0] <= last) or np.any(ids[1:] <= ids[:-1]):
+            _refuse(spec, "strictly increasing ids", "a repeated or unsorted id")
+        if spec.buckets:
+            head = min(max(spec.buckets - written, 0), len(ids))
+            expected = np.arange(written, written + head) - spec.buckets
+            if (ids[:head] != expected).any() or (head < len(ids) and ids[head] < 0):
+                _refuse(spec, f"bucket ids -{spec.buckets} to -1, each once", "other negative ids")
+        yield ids, rows
+        written, last = end, ids[-1]
+    if written != spec.rows:
+        _refuse(spec, f"{spec.rows} rows", str(written))
+
+
+def _packed_rows(column: pa.Array, spec: TableSpec) -> np.ndarray:
+    expected = pa.binary(spec.row_bytes)
+    if column.type != expected:
+        _refuse(spec, f"rows of {expected}", str(column.type))
+    if column.null_count:
+        _refuse(spec, "a row for every id", f"{column.null_count} nulls")
+    start = column.offset * spec.row_bytes
+    buffer = np.frombuffer(column.buffers()[1], np.uint8)
+    return buffer[start : start + len(column) * spec.row_bytes].reshape(len(column), spec.row_bytes)
+
+
+def _refuse(spec: TableSpec, expected: str, got: str) -> NoReturn:
+    raise InvalidTable(
+        f"table {spec.name}", expected=expected, got=got, remedy="Publish the version again; nothing was materialized."
+    )
