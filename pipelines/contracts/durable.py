@@ -10,7 +10,6 @@ a mapping: on a full disk a write is an error, a store to a mapped page kills th
 """
 
 import errno
-import fcntl
 import hashlib
 import logging
 import os
@@ -21,6 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipelines.contracts.errors import DiskFull, InvalidConfig
+from pipelines.contracts.locks import locked
 
 __all__ = [
     "STAGING_PREFIX", "creating_directory", "remove_directory", "replacing_file", "require_writable", "sha256_of",
@@ -48,7 +48,7 @@ def replacing_file(path: Path) -> Iterator[Path]:
     Raises:
         DiskFull: it does not fit; `path` is as it was.
     """
-    with _staging(path) as directory:
+    with _beside(path) as directory:
         file = directory / path.name
         yield file
         _flush(file)
@@ -65,7 +65,7 @@ def creating_directory(path: Path) -> Iterator[Path]:
     Raises:
         DiskFull: it does not fit; nothing is left of it.
     """
-    with _staging(path) as directory:
+    with _beside(path) as directory:
         yield directory
         for file in directory.rglob("*"):
             _flush(file)
@@ -96,14 +96,13 @@ def sweep_staging(parent: Path) -> list[str]:
     """
     swept = []
     for path in sorted(parent.glob(f"{STAGING_PREFIX}*")) if parent.is_dir() else ():
-        lock = _try_lock(path)
-        if lock is None:
-            continue
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-        os.close(lock)
+        with locked(path) as mine:
+            if not mine:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
         if path.exists():
             logger.warning("%s was left by a writer that did not finish, and cannot be deleted", path)
             continue
@@ -116,9 +115,8 @@ def require_writable(directory: Path) -> None:
     """Raise `InvalidConfig` unless files can be made in `directory` (made if absent), before any work starts."""
     try:
         _make_directories(directory)
-        probe, lock = _make_locked_directory(directory / "probe")
-        probe.rmdir()
-        os.close(lock)
+        with _staging(directory / "probe") as probe:
+            (probe / "file").touch()
     except OSError as error:
         raise InvalidConfig(
             f"cannot write to {directory}",
@@ -129,16 +127,12 @@ def require_writable(directory: Path) -> None:
 
 
 @contextmanager
-def _staging(path: Path) -> Iterator[Path]:
-    """A locked directory beside `path`, gone at the end unless it was renamed; a full disk names `path`."""
+def _beside(path: Path) -> Iterator[Path]:
+    """A staging directory for `path`, whose parents are made; a full disk is refused by the name of `path`."""
     try:
         _make_directories(path.parent)
-        staging, lock = _make_locked_directory(path)
-        try:
-            yield staging
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-            os.close(lock)
+        with _staging(path) as directory:
+            yield directory
     except OSError as error:
         if error.errno not in _FULL:
             raise
@@ -146,6 +140,21 @@ def _staging(path: Path) -> Iterator[Path]:
             f"cannot write {path}", expected="space for it", got=f"{error.strerror} in {path.parent}",
             remedy="Free space there and run the same command again; what was complete before is unchanged.",
         ) from error
+
+
+@contextmanager
+def _staging(path: Path) -> Iterator[Path]:
+    """A locked directory beside `path`, gone at the end unless it was renamed."""
+    held = False
+    while not held:  # a sweeper that gets in between the two calls deletes it: under another name it cannot
+        staging = _staging_name(path)
+        staging.mkdir()
+        with locked(staging) as held:
+            if held:
+                try:
+                    yield staging
+                finally:
+                    shutil.rmtree(staging, ignore_errors=True)
 
 
 def _staging_name(path: Path) -> Path:
@@ -158,33 +167,6 @@ def _make_directories(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     for path in missing:
         _flush(path.parent)
-
-
-def _make_locked_directory(path: Path) -> tuple[Path, int]:
-    """Make a staging directory for `path` and lock it; returns it with the descriptor that holds the lock."""
-    while True:
-        staging = _staging_name(path)
-        staging.mkdir()
-        lock = _try_lock(staging)
-        if lock is not None and staging.is_dir():
-            return staging, lock
-        # a sweeper got in between the two calls and deletes it: under another name it cannot
-        if lock is not None:
-            os.close(lock)
-
-
-def _try_lock(path: Path) -> int | None:
-    """A descriptor that holds the lock of `path`, or None if another process holds it or `path` is gone."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
 
 
 def _flush(path: Path) -> None:

@@ -9,6 +9,7 @@ __all__ = [
     "InvalidTable",
     "NotPrepared",
     "StalePretraining",
+    "Unavailable",
     "VersionConflict",
     "VersionInUse",
     "VersionNotFound",
@@ -68,3 +69,7 @@ class StalePretraining(FacetError):
 
 class NotPrepared(FacetError):
     """A stage whose input an earlier stage has not written yet."""
+
+
+class Unavailable(FacetError):
+    """A server that did not answer, or refused what it was asked."""

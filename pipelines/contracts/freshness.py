@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pipelines.contracts.errors import InvalidConfig, StalePretraining
 from pipelines.contracts.windows import Windows
 
-__all__ = ["FreshnessLimits", "pretraining_age_days"]
+__all__ = ["DEFAULT_LIMITS", "FreshnessLimits", "pretraining_age_days"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,16 +31,20 @@ def pretraining_age_days(windows: Windows) -> int:
 class FreshnessLimits:
     """The gate's two limits, in days of `pretraining_age_days`; an age equal to a limit passes it.
 
-    One setting for every command that asks: the environment variables `WARN_VARIABLE` and `REFUSE_VARIABLE`, or the
-    options of the same commands.
+    One setting for every command that asks: the environment variables `WARN_VARIABLE` and `REFUSE_VARIABLE`, which the
+    commands' options overrule.
 
-    >>> FreshnessLimits(warn_days=30, refuse_days=10)
+    Attributes:
+        forced: only warn past the second limit too.
+
+    >>> FreshnessLimits(warn_days=30, refuse_days=10)    # doctest: +ELLIPSIS
     Traceback (most recent call last):
     pipelines.contracts.errors.InvalidConfig: limits of the pretraining's age: expected 0 <= warning <= refusal, ...
     """
 
     warn_days: int = 90
     refuse_days: int = 180
+    forced: bool = False
 
     WARN_VARIABLE = "FACET_PRETRAINING_WARN_DAYS"
     REFUSE_VARIABLE = "FACET_PRETRAINING_REFUSE_DAYS"
@@ -53,7 +57,7 @@ class FreshnessLimits:
                 remedy="Set --pretraining-warn-days and --pretraining-refuse-days, or their environment variables.",
             )
 
-    def check(self, windows: Windows, what: str, *, force: bool = False) -> None:
+    def check(self, windows: Windows, what: str) -> None:
         """Warn past the first limit; past the second refuse, or warn when forced.
 
         Args:
@@ -63,7 +67,7 @@ class FreshnessLimits:
             StalePretraining: the age is past the second limit, and not forced.
         """
         age = pretraining_age_days(windows)
-        if age > self.refuse_days and not force:
+        if age > self.refuse_days and not self.forced:
             raise StalePretraining(
                 f"pretraining of {what} ends {windows.pretrain.end}, {age} days before fine-tuning starts",
                 expected=f"at most {self.refuse_days} days", got=f"{age}",
@@ -75,3 +79,6 @@ class FreshnessLimits:
                 what, windows.pretrain.end, age, self.warn_days,
                 "refused without --force-stale" if age > self.refuse_days else "refused", self.refuse_days, FINDINGS,
             )
+
+
+DEFAULT_LIMITS = FreshnessLimits()

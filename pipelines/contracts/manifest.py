@@ -98,9 +98,9 @@ class Manifest:
             IntegrityError: the manifest's bytes are not those that were sealed, or cannot be understood.
         """
         path, seal = directory / MANIFEST_NAME, directory / _SEAL_NAME
-        # the seal first: a retirement that comes in between deletes the manifest before it
-        expected = seal.read_text(errors="replace").strip() if seal.is_file() else "no seal"
         try:
+            # the seal first: a retirement that comes in between deletes the manifest before it
+            expected = seal.read_text(errors="replace").strip() if seal.is_file() else "no seal"
             text = path.read_bytes()
         except FileNotFoundError as error:
             raise VersionNotFound(

@@ -76,14 +76,14 @@ def _pointer(context, builder, signature, args):
     return builder.gep(array.data, [args[1]])
 
 
-@njit(inline="always")
+@njit(nogil=True, cache=True)
 def slot_of(hashed, pilot, salt, slots):
-    """Slot in [0, slots) of a hash under a pilot (0..255) and its part's salt."""
+    """Slot in [0, slots) of a hash under a pilot (0..255) and its part's salt; all are uint64."""
     mixed = (hashed ^ ((pilot + salt * np.uint64(_PILOTS)) * _PILOT_FACTOR)) * _SLOT_FACTOR
-    return np.int64(((mixed >> _U32) * slots) >> _U32)
+    return ((mixed >> _U32) * slots) >> _U32
 
 
-@njit(inline="always")
+@njit(nogil=True, cache=True)
 def fingerprint(hashed):
     """Sixteen bits of a hash: a key that is not in the table has those of the row it lands on once in 65,536 times."""
     return np.uint16((hashed * _FINGERPRINT_FACTOR) >> _FINGERPRINT_SHIFT)
@@ -188,7 +188,7 @@ def _free_pilot(keys, slots, salt, owner, chosen):
     for pilot in range(_PILOTS):
         free = True
         for i in range(len(keys)):
-            slot = slot_of(keys[i], np.uint64(pilot), salt, np.uint64(slots))
+            slot = np.int64(slot_of(keys[i], np.uint64(pilot), salt, np.uint64(slots)))
             if owner[slot] >= 0:
                 free = False
                 break
@@ -224,7 +224,7 @@ def _cheapest_pilot(keys, slots, salt, owner, starts, recent, first_pilot, chose
     return best_pilot
 
 
-@njit(inline="always")
+@njit(nogil=True, cache=True)
 def _distinct(values, size):
     for i in range(1, size):
         for j in range(i):
@@ -245,5 +245,5 @@ def _assign_rows(keys, starts, sources, slots, salt, pilots, owner, rows, remap)
             free += 1
     for bucket in range(len(starts) - 1):
         for i in range(starts[bucket], starts[bucket + 1]):
-            slot = slot_of(keys[i], np.uint64(pilots[bucket]), salt, np.uint64(slots))
+            slot = np.int64(slot_of(keys[i], np.uint64(pilots[bucket]), salt, np.uint64(slots)))
             rows[sources[i]] = slot if slot < n else remap[slot - n]

@@ -61,7 +61,7 @@ def pin(directory: Path, *, role: str, address: str = "") -> Iterator[bool]:
         role: what the process is, as a person would look for it: `cpu-tier`, `ranker`.
         address: where it listens, if it does.
     """
-    with locked(directory / MANIFEST_NAME, shared=True) as held:
+    with locked(directory, shared=True) as held:
         if not held:
             yield False
             return
@@ -129,7 +129,7 @@ def _announce(path: Path, holder: Holder) -> TextIOWrapper | None:
         if file:
             file.close()
         logger.warning(
-            "version %d is held, but not who holds it: %s. A refusal to retire it will name nobody", holder.version, error
+            "version %d is held, but nothing says by whom: %s. A refusal to retire names nobody", holder.version, error
         )
         return None
     return file

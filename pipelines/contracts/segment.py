@@ -2,7 +2,7 @@
 
 ```
 <segment>/
-  rows.npy        uint8  (N, row_bytes + 2)   a row, then 16 bits of its id's hash
+  rows.npy        uint8  (N, row_bytes + 2)   a row (padded to 8 bytes), then 16 bits of its id's hash
                          first the rows of the hash buckets, if the id rule has any: bucket 0 last
   parts.npy       uint64 (P + 1, 2)           rows before each part of the vocabulary; its salt
   pilots.npy      uint8  (P * pilots,)        one per bucket of about three keys
@@ -34,7 +34,7 @@ from pipelines.contracts.durable import sha256_of
 from pipelines.contracts.errors import IntegrityError, VersionNotFound
 from pipelines.contracts.hashing import seed_mask
 from pipelines.contracts.sealed import read_sealed
-from pipelines.contracts.segment_index import FINGERPRINT_BYTES, gather, locate
+from pipelines.contracts.segment_index import MIN_ROW_BYTES, gather, locate, row_stride
 from pipelines.contracts.spec import TableSpec
 
 __all__ = ["ARRAYS", "FORMAT", "HEADER_NAME", "Segment"]
@@ -66,7 +66,7 @@ class Segment:
         stored = arrays["rows.npy"]
         self.rows = stored[:, : spec.row_bytes]
         self._row_bytes = spec.row_bytes
-        self._default = np.frombuffer(spec.default_row_bytes, np.uint8)
+        self._default = np.frombuffer(spec.default_row_bytes.ljust(MIN_ROW_BYTES, b"\0"), np.uint8)
         parameters = np.array(
             [
                 seed_mask(index["seed"]), seed_mask(spec.hash_seed), index["part_shift"], index["pilots"],
@@ -107,7 +107,7 @@ class Segment:
                     f"{directory / name} is corrupted", expected=f"sha256 {expected}", got=got, remedy=_REMEDY
                 )
         arrays = {name: _mapped(directory / name, populate=verify) for name in ARRAYS}
-        shape = spec.rows, spec.row_bytes + FINGERPRINT_BYTES
+        shape = spec.rows, row_stride(spec.row_bytes)
         if arrays["rows.npy"].shape != shape:
             raise IntegrityError(
                 f"{directory / 'rows.npy'} does not fit its header", expected=str(shape),
@@ -129,9 +129,10 @@ class Segment:
             found: bool, shape (B,); True wherever the id rule gives the id a row, its own or a bucket's.
         """
         ids = np.ascontiguousarray(ids, np.int64)
-        rows, found = np.empty(len(ids) * self._row_bytes, np.uint8), np.empty(len(ids), np.bool_)
-        gather(ids, *self._index, self._default, rows, found)
-        return rows.reshape(len(ids), self._row_bytes), found
+        size = len(ids) * self._row_bytes
+        rows, found = np.empty(size + MIN_ROW_BYTES, np.uint8), np.empty(len(ids), np.bool_)
+        gather(ids, *self._index, self._default, self._row_bytes, rows, found)
+        return rows[:size].reshape(len(ids), self._row_bytes), found
 
     def positions(self, ids: np.ndarray) -> np.ndarray:
         """Row number of each id in `rows`, or -1: int64 (B,) -> int64 (B,)."""

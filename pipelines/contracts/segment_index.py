@@ -5,9 +5,11 @@ from numba import njit
 
 from pipelines.contracts.perfect_hash import fingerprint, load64, prefetch, slot_of, store64
 
-__all__ = ["FINGERPRINT_BYTES", "PARAMETERS", "gather", "locate"]
+__all__ = ["FINGERPRINT_BYTES", "MIN_ROW_BYTES", "PARAMETERS", "gather", "locate", "row_stride"]
 
 FINGERPRINT_BYTES = 2
+MIN_ROW_BYTES = 8
+"""Stored rows are at least a machine word long, so that they can be copied by words."""
 PARAMETERS = ("seed_mask", "bucket_mask", "part_shift", "pilots", "slots", "vocabulary_rows", "buckets")
 """Order of the numbers that the kernels take as one uint64 array.
 
@@ -21,7 +23,12 @@ _U1, _U32, _MASK_32 = np.uint64(1), np.uint64(32), np.uint64(0xFFFFFFFF)
 _MULTIPLY_1, _MULTIPLY_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
-@njit(inline="always")
+def row_stride(row_bytes: int) -> int:
+    """Bytes from one stored row to the next."""
+    return max(row_bytes, MIN_ROW_BYTES) + FINGERPRINT_BYTES
+
+
+@njit(nogil=True, cache=True)
 def _finalize(x):
     """`pipelines.contracts.hashing._finalize`, for one number."""
     x ^= x >> np.uint64(30)
@@ -31,56 +38,67 @@ def _finalize(x):
     return x ^ (x >> np.uint64(31))
 
 
-@njit(inline="always")
-def _find_block(ids, base, count, parameters, parts, pilots, remap, rows, row_stride, positions, prints):
+@njit(nogil=True, cache=True)
+def _find_block(ids, base, count, parameters, parts, pilots, remap, rows, stride, positions, prints):
     """Candidate row of each of up to `_BLOCK` ids, whose cache lines are then on their way; nothing is compared yet."""
     seed_mask, part_shift = parameters[0], parameters[2]
-    part_pilots, slots, vocabulary_rows, buckets = parameters[3], parameters[4], parameters[5], np.int64(parameters[6])
+    part_pilots, slots, buckets = parameters[3], parameters[4], parameters[6]
+    stride, last = np.uint64(stride), buckets + parameters[5] - _U1
     for i in range(count):
         hashed = _finalize(np.uint64(ids[base + i]) ^ seed_mask)
         prints[i] = hashed
-        part = np.int64((hashed >> _U1) >> part_shift)
-        prefetch(pilots, part * np.int64(part_pilots) + np.int64(((hashed & _MASK_32) * part_pilots) >> _U32))
+        part = (hashed >> _U1) >> part_shift
+        at = part * part_pilots + (((hashed & _MASK_32) * part_pilots) >> _U32)
+        positions[i] = at
+        prefetch(pilots, at)
     for i in range(count):
         hashed = prints[i]
-        part = np.int64((hashed >> _U1) >> part_shift)
-        pilot = pilots[part * np.int64(part_pilots) + np.int64(((hashed & _MASK_32) * part_pilots) >> _U32)]
-        first, part_rows = np.int64(parts[part, 0]), np.int64(parts[part + 1, 0] - parts[part, 0])
-        row = slot_of(hashed, np.uint64(pilot), parts[part, 1], slots)
-        if row >= part_rows and part_rows:
-            row = np.int64(remap[part * np.int64(slots) - first + row - part_rows])
-        position = buckets + first + row
-        if not part_rows:
-            position = buckets + np.int64(vocabulary_rows) - 1
+        part = (hashed >> _U1) >> part_shift
+        first = parts[part, 0]
+        part_rows = parts[part + _U1, 0] - first
+        row = slot_of(hashed, np.uint64(pilots[positions[i]]), parts[part, 1], slots)
+        if row >= part_rows:
+            row = np.uint64(remap[part * slots - first + row - part_rows])
+        position = min(buckets + first + row, last)  # a part without rows has none to point at
         positions[i] = position
-        prefetch(rows, position * row_stride)
-        prefetch(rows, position * row_stride + row_stride - 1)
+        prefetch(rows, position * stride)
+        prefetch(rows, position * stride + stride - _U1)
 
 
-@njit(inline="always")
+@njit(nogil=True, cache=True)
 def _has_print(rows, at, hashed):
     return (np.uint16(rows[at]) | (np.uint16(rows[at + 1]) << np.uint16(8))) == fingerprint(hashed)
 
 
-@njit(inline="always")
+@njit(nogil=True, cache=True)
+def _names_bucket(id_, parameters):
+    """Whether an id is the stored id of a bucket (`pipelines.contracts.idrule`), which no row of another id may shadow."""
+    return id_ < 0 and id_ >= -np.int64(parameters[6])
+
+
+@njit(nogil=True, cache=True)
 def _bucket_row(id_, parameters):
     """Row of the hash bucket of an id: bucket b lies at row buckets - 1 - b, which is the order of the stored ids."""
+    if _names_bucket(id_, parameters):
+        return np.int64(parameters[6]) + id_
     hashed = _finalize(np.uint64(id_) ^ parameters[1])
     return np.int64(parameters[6]) - 1 - np.int64(((hashed >> _U32) * parameters[6]) >> _U32)
 
 
 @njit(nogil=True, cache=True)
-def locate(ids, parameters, parts, pilots, remap, rows, row_stride, out):
+def locate(ids, parameters, parts, pilots, remap, rows, stride, out):
     """Write the row number of each id, or -1, to `out` (int64, (B,))."""
-    positions, prints = np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.uint64)
+    positions, prints = np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.uint64)
     vocabulary_rows, buckets = parameters[5], parameters[6]
     for base in range(0, len(ids), _BLOCK):
         count = min(_BLOCK, len(ids) - base)
         if vocabulary_rows:
-            _find_block(ids, base, count, parameters, parts, pilots, remap, rows, row_stride, positions, prints)
+            _find_block(ids, base, count, parameters, parts, pilots, remap, rows, stride, positions, prints)
         for i in range(count):
-            if vocabulary_rows and _has_print(rows, (positions[i] + 1) * row_stride - FINGERPRINT_BYTES, prints[i]):
-                out[base + i] = positions[i]
+            position = np.int64(positions[i])
+            known = vocabulary_rows > 0 and _has_print(rows, (position + 1) * stride - FINGERPRINT_BYTES, prints[i])
+            if known and not _names_bucket(ids[base + i], parameters):
+                out[base + i] = position
             elif buckets:
                 out[base + i] = _bucket_row(ids[base + i], parameters)
             else:
@@ -88,40 +106,38 @@ def locate(ids, parameters, parts, pilots, remap, rows, row_stride, out):
 
 
 @njit(nogil=True, cache=True)
-def gather(ids, parameters, parts, pilots, remap, rows, row_stride, default, out, found):
-    """Copy the row of each id, or the default row, to `out` (uint8, (B * row_bytes,)), and say which were found.
+def gather(ids, parameters, parts, pilots, remap, rows, stride, default, row_bytes, out, found):
+    """Copy the row of each id, or the default row, to `out`, and say which were found.
 
     Where every id has a row the mask is True throughout.
+
+    Args:
+        default: uint8 (stored_row_bytes,).
+        out: uint8, at least (B * row_bytes + MIN_ROW_BYTES,): a row shorter than that is copied with what follows it,
+            which the next row overwrites.
     """
-    row_bytes = row_stride - FINGERPRINT_BYTES
-    positions, prints = np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.uint64)
+    size = stride - FINGERPRINT_BYTES
+    positions, prints = np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.uint64)
     vocabulary_rows, buckets = parameters[5], parameters[6]
     for base in range(0, len(ids), _BLOCK):
         count = min(_BLOCK, len(ids) - base)
         if vocabulary_rows:
-            _find_block(ids, base, count, parameters, parts, pilots, remap, rows, row_stride, positions, prints)
+            _find_block(ids, base, count, parameters, parts, pilots, remap, rows, stride, positions, prints)
         for i in range(count):
-            to = (base + i) * row_bytes
-            if vocabulary_rows and _has_print(rows, positions[i] * row_stride + row_bytes, prints[i]):
-                found[base + i] = True
-                _copy(rows, positions[i] * row_stride, out, to, row_bytes)
-            elif buckets:
-                found[base + i] = True
-                _copy(rows, _bucket_row(ids[base + i], parameters) * row_stride, out, to, row_bytes)
+            start = np.int64(positions[i]) * stride
+            known = vocabulary_rows > 0 and _has_print(rows, start + size, prints[i])
+            if buckets and (not known or _names_bucket(ids[base + i], parameters)):
+                start, known = _bucket_row(ids[base + i], parameters) * stride, True
+            found[base + i] = known
+            if known:
+                _copy(rows, start, out, (base + i) * row_bytes, size)
             else:
-                found[base + i] = False
-                _copy(default, 0, out, to, row_bytes)
+                _copy(default, 0, out, (base + i) * row_bytes, size)
 
 
-@njit(inline="always")
+@njit(nogil=True, cache=True)
 def _copy(source, start, target, to, size):
-    if size < 8:
-        for i in range(size):
-            target[to + i] = source[start + i]
-        return
-    i = 0
-    while i + 8 <= size:
-        store64(target, to + i, load64(source, start + i))
-        i += 8
-    if i < size:  # the last eight bytes again, rather than the rest one by one
-        store64(target, to + size - 8, load64(source, start + size - 8))
+    """Copy `size` >= 8 bytes by words; the last word overlaps the one before. A loop over bytes takes twice as long."""
+    for word in range(size >> 3):
+        store64(target, to + 8 * word, load64(source, start + 8 * word))
+    store64(target, to + size - 8, load64(source, start + size - 8))

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -28,8 +28,9 @@ from pipelines.contracts.hashing import hash64
 from pipelines.contracts.perfect_hash import BUCKET_KEYS, LOAD, build_part, fingerprint
 from pipelines.contracts.sealed import write_sealed
 from pipelines.contracts.segment import FORMAT, HEADER_NAME
-from pipelines.contracts.segment_index import FINGERPRINT_BYTES
+from pipelines.contracts.segment_index import FINGERPRINT_BYTES, row_stride
 from pipelines.contracts.spec import TableSpec
+from pipelines.contracts.table_batches import checked_batches
 
 __all__ = ["write_segment"]
 
@@ -56,10 +57,10 @@ def write_segment(
     with creating_directory(directory) as staging, ExitStack() as stack:
         keys = spec.rows - spec.buckets
         records = stack.enter_context(_Records(staging, keys, HASH_BYTES + spec.row_bytes, group_bytes))
-        rows = stack.enter_context(_ArrayFile(staging / "rows.npy", (spec.rows, spec.row_bytes + FINGERPRINT_BYTES)))
-        for ids, packed in _checked(batches, spec):
+        rows = stack.enter_context(_ArrayFile(staging / "rows.npy", (spec.rows, row_stride(spec.row_bytes))))
+        for ids, packed in checked_batches(batches, spec):
             head = int(np.searchsorted(ids, 0)) if spec.buckets else 0
-            rows.append(np.pad(packed[:head], ((0, 0), (0, FINGERPRINT_BYTES))))
+            rows.append(np.pad(packed[:head], ((0, 0), (0, rows.shape[1] - spec.row_bytes))))
             records.add(hash64(ids[head:], SEED), packed[head:])
         index = _write_index(staging, records, rows)
         header = {
@@ -91,7 +92,7 @@ def _write_index(staging: Path, records: "_Records", rows: "_ArrayFile") -> dict
             bounds = np.concatenate([[0], np.cumsum(counts[first_part:last_part])])
             group_pilots = np.empty((records.parts_of_group, pilots), np.uint8)
             group_remap = np.empty(records.parts_of_group * slots - len(group), np.uint16)
-            out = np.empty((len(group), rows.shape[1]), np.uint8)
+            out = np.zeros((len(group), rows.shape[1]), np.uint8)
             hashes = group[:, :HASH_BYTES].copy().view(np.uint64).reshape(-1)
             order = _order_by_part(hashes, records.part_shift, first_part, bounds)
 
@@ -261,46 +262,6 @@ def _place_part(hashes, members, group, start, slots, pilots, remap, out):
         to = start + places[i]
         out[to, :row_bytes] = group[members[i], 8:]
         mark = fingerprint(keys[i])
-        out[to, row_bytes] = np.uint8(mark & np.uint16(255))
-        out[to, row_bytes + 1] = np.uint8(mark >> np.uint16(8))
+        out[to, -FINGERPRINT_BYTES] = np.uint8(mark & np.uint16(255))
+        out[to, -FINGERPRINT_BYTES + 1] = np.uint8(mark >> np.uint16(8))
     return salt
-
-
-def _checked(batches: Iterable[pa.RecordBatch], spec: TableSpec) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Ids int64 (B,) and rows uint8 (B, row_bytes) of each batch; raises `InvalidTable` at the first that is wrong."""
-    written, last = 0, None
-    for batch in batches:
-        if not batch.num_rows:
-            continue
-        ids, rows = batch.column("id").to_numpy(), _packed_rows(batch.column("row"), spec)
-        end = written + len(ids)
-        if end > spec.rows:
-            _refuse(spec, f"{spec.rows} rows", f"at least {end}")
-        if (last is not None and ids[0] <= last) or np.any(ids[1:] <= ids[:-1]):
-            _refuse(spec, "strictly increasing ids", "a repeated or unsorted id")
-        if spec.buckets:
-            head = min(max(spec.buckets - written, 0), len(ids))
-            expected = np.arange(written, written + head) - spec.buckets
-            if (ids[:head] != expected).any() or (head < len(ids) and ids[head] < 0):
-                _refuse(spec, f"bucket ids -{spec.buckets} to -1, each once", "other negative ids")
-        yield ids, rows
-        written, last = end, ids[-1]
-    if written != spec.rows:
-        _refuse(spec, f"{spec.rows} rows", str(written))
-
-
-def _packed_rows(column: pa.Array, spec: TableSpec) -> np.ndarray:
-    expected = pa.binary(spec.row_bytes)
-    if column.type != expected:
-        _refuse(spec, f"rows of {expected}", str(column.type))
-    if column.null_count:
-        _refuse(spec, "a row for every id", f"{column.null_count} nulls")
-    start = column.offset * spec.row_bytes
-    buffer = np.frombuffer(column.buffers()[1], np.uint8)
-    return buffer[start : start + len(column) * spec.row_bytes].reshape(len(column), spec.row_bytes)
-
-
-def _refuse(spec: TableSpec, expected: str, got: str) -> NoReturn:
-    raise InvalidTable(
-        f"table {spec.name}", expected=expected, got=got, remedy="Publish the version again; nothing was materialized."
-    )

@@ -40,6 +40,11 @@ class TableSpec:
             raise InvalidConfig(
                 "table name", expected="'entity.facet'", got=repr(self.name), remedy="Name both, with one dot between."
             )
+        if self.dim < 1:
+            raise InvalidConfig(
+                f"dimension of {self.name}", expected="1 or more columns", got=str(self.dim),
+                remedy="Publish rows that hold something.",
+            )
         if (self.rule.name == "hash" and self.rows != self.buckets) or self.rows < self.buckets:
             raise InvalidConfig(
                 f"rows of {self.name}", expected=f"{self.buckets} buckets, and nothing else with id rule 'hash'",

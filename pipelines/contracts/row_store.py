@@ -1,0 +1,103 @@
+"""Where the rows of materialized tables lie, and what every such place can do: segments on this machine, or Redis."""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.contracts.durable import remove_directory, require_writable, sweep_staging
+from pipelines.contracts.segment import Segment
+from pipelines.contracts.segment_writer import write_segment
+from pipelines.contracts.spec import TableSpec
+from pipelines.contracts.workspace import Workspace
+
+__all__ = ["SEGMENTS", "RowReader", "RowStore", "SegmentRows", "row_store"]
+
+SEGMENTS = "segments"
+
+
+class RowReader(Protocol):
+    """One table of one version, whole and open; safe to share between threads."""
+
+    spec: TableSpec
+    version: int
+    manifest_sha256: str
+
+    def lookup(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """int64 (B,) -> rows uint8 (B, row_bytes), the default row for an unknown id, and found bool (B,)."""
+        ...
+
+
+class RowStore(Protocol):
+    """Tables of versions: each is there, whole, or it is absent."""
+
+    def describe(self, version: int, table: str) -> str:
+        """How an error names a table's place."""
+        ...
+
+    def holds(self, version: int, table: str) -> bool: ...
+
+    def open(self, version: int, table: str, *, verify: bool = True) -> RowReader:
+        """A reader that, with `verify`, answers with no byte it has not checked; raises `VersionNotFound`."""
+        ...
+
+    def check(self, version: int, table: str) -> RowReader:
+        """A reader of a table whose every byte has been read and found to be what was written."""
+        ...
+
+    def write(
+        self, *, spec: TableSpec, version: int, manifest_sha256: str, batches: Iterable[pa.RecordBatch]
+    ) -> None:
+        """Make a table of record batches (`id` int64 ascending, `row` fixed-size binary), all of it at once."""
+        ...
+
+    def drop(self, version: int, table: str, *, manifest_sha256: str) -> None:
+        """Delete a table, not readable from the first moment on; absent is fine."""
+        ...
+
+
+def row_store(rows: str, workspace: Workspace) -> RowStore:
+    """The place that the setting `rows` names: `segments`, or the URL of a Redis server or cluster.
+
+    Raises:
+        InvalidConfig: it is neither.
+        Unavailable: the server does not answer.
+    """
+    if rows == SEGMENTS:
+        return SegmentRows(workspace)
+    # only those who use Redis load it
+    from pipelines.contracts.redis_client import connect, without_password
+    from pipelines.contracts.redis_rows import RedisRows
+
+    return RedisRows(connect(rows), where=without_password(rows), spill=workspace.root)
+
+
+class SegmentRows:
+    """The segments of a workspace as a `RowStore`."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+
+    def describe(self, version: int, table: str) -> str:
+        return f"segment {self._workspace.segment(version, table)}"
+
+    def holds(self, version: int, table: str) -> bool:
+        return self._workspace.segment(version, table).exists()
+
+    def open(self, version: int, table: str, *, verify: bool = True) -> Segment:
+        return Segment.open(self._workspace.segment(version, table), verify=verify)
+
+    def check(self, version: int, table: str) -> Segment:
+        return self.open(version, table)
+
+    def write(
+        self, *, spec: TableSpec, version: int, manifest_sha256: str, batches: Iterable[pa.RecordBatch]
+    ) -> None:
+        directory = self._workspace.segment(version, spec.name)
+        require_writable(directory.parent)
+        sweep_staging(directory.parent)
+        write_segment(directory, spec=spec, version=version, manifest_sha256=manifest_sha256, batches=batches)
+
+    def drop(self, version: int, table: str, *, manifest_sha256: str) -> None:
+        remove_directory(self._workspace.segment(version, table))
