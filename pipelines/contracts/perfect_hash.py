@@ -17,7 +17,9 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["BUCKET_KEYS", "LOAD", "MAX_PART_KEYS", "build_part", "fingerprint", "load64", "prefetch", "slot_of", "store64"]
+__all__ = [
+    "BUCKET_KEYS", "LOAD", "MAX_PART_KEYS", "build_part", "fingerprint", "load64", "prefetch", "slot_of", "store64",
+]
 
 MAX_PART_KEYS = 65_535  # a row within its part is a uint16
 BUCKET_KEYS = 3.0  # mean keys of a bucket: fewer build faster and take more pilots
@@ -33,10 +35,11 @@ _FINGERPRINT_FACTOR, _FINGERPRINT_SHIFT = np.uint64(0xA0761D6478BD642F), np.uint
 
 @intrinsic
 def prefetch(typing_context, array, index):
-    """Ask for the cache line of `array[index]` (uint8, 1-D) without waiting for it."""
+    """Ask for the cache line of `array[index]` (1-D) without waiting for it."""
 
     def code(context, builder, signature, args):
         pointer = _pointer(context, builder, signature, args)
+        pointer = builder.bitcast(pointer, cgutils.ir.IntType(8).as_pointer())
         i32 = cgutils.ir.IntType(32)
         function = cgutils.get_or_insert_function(
             builder.module, cgutils.ir.FunctionType(cgutils.ir.VoidType(), [pointer.type, i32, i32, i32]),

@@ -19,8 +19,8 @@ id ──hash64──► part, bucket ──pilots──► slot ──remap─�
                (one cache miss, small array)                    (one or two cache misses, adjacent)
 ```
 
-An id of the vocabulary always finds its own row. An unknown id passes for a known one with probability 2**-16: ids of 64
-arbitrary bits cannot be told apart exactly in fewer than about 41 bits each at 10 M rows, the index spends 19.5.
+An id of the vocabulary always finds its own row. An unknown id passes for a known one with probability 2**-16: to tell
+ids of 64 arbitrary bits apart exactly takes about 41 bits each at 10 M rows; this index spends 19.5.
 
 A segment directory appears by one rename, whole, and never changes afterwards.
 """

@@ -5,7 +5,7 @@ from numba import njit
 
 from pipelines.contracts.perfect_hash import fingerprint, load64, prefetch, slot_of, store64
 
-__all__ = ["FINGERPRINT_BYTES", "MIN_ROW_BYTES", "PARAMETERS", "gather", "locate", "row_stride"]
+__all__ = ["FINGERPRINT_BYTES", "MIN_ROW_BYTES", "PARAMETERS", "copy_words", "gather", "locate", "row_stride"]
 
 FINGERPRINT_BYTES = 2
 MIN_ROW_BYTES = 8
@@ -13,11 +13,11 @@ MIN_ROW_BYTES = 8
 PARAMETERS = ("seed_mask", "bucket_mask", "part_shift", "pilots", "slots", "vocabulary_rows", "buckets")
 """Order of the numbers that the kernels take as one uint64 array.
 
-seed_mask, bucket_mask: what ids are xored with before they are hashed, for the index and for the buckets of the id rule;
+seed_mask, bucket_mask: what ids are xored with before they are hashed, for the index and for the id rule's buckets;
 part_shift: the part of a hash is `hash >> 1 >> part_shift`; pilots, slots: of each part.
 """
 
-_BLOCK = 64  # ids under way at once: enough for their cache misses to overlap, few enough to stay in the first level
+_BLOCK = 128  # ids under way at once: enough for their cache misses to overlap, few enough to stay in the first level
 
 _U1, _U32, _MASK_32 = np.uint64(1), np.uint64(32), np.uint64(0xFFFFFFFF)
 _MULTIPLY_1, _MULTIPLY_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -39,11 +39,11 @@ def _finalize(x):
 
 
 @njit(nogil=True, cache=True)
-def _find_block(ids, base, count, parameters, parts, pilots, remap, rows, stride, positions, prints):
+def _find_block(ids, base, count, parameters, parts, pilots, remap, rows, stride, positions, prints, waiting):
     """Candidate row of each of up to `_BLOCK` ids, whose cache lines are then on their way; nothing is compared yet."""
     seed_mask, part_shift = parameters[0], parameters[2]
     part_pilots, slots, buckets = parameters[3], parameters[4], parameters[6]
-    stride, last = np.uint64(stride), buckets + parameters[5] - _U1
+    stride, waits = np.uint64(stride), 0
     for i in range(count):
         hashed = _finalize(np.uint64(ids[base + i]) ^ seed_mask)
         prints[i] = hashed
@@ -57,12 +57,21 @@ def _find_block(ids, base, count, parameters, parts, pilots, remap, rows, stride
         first = parts[part, 0]
         part_rows = parts[part + _U1, 0] - first
         row = slot_of(hashed, np.uint64(pilots[positions[i]]), parts[part, 1], slots)
-        if row >= part_rows:
-            row = np.uint64(remap[part * slots - first + row - part_rows])
-        position = min(buckets + first + row, last)  # a part without rows has none to point at
-        positions[i] = position
-        prefetch(rows, position * stride)
-        prefetch(rows, position * stride + stride - _U1)
+        if row < part_rows:
+            positions[i] = buckets + first + row
+            prefetch(rows, positions[i] * stride)
+            prefetch(rows, positions[i] * stride + stride - _U1)
+        else:  # one in twenty
+            positions[i] = part * slots - first + row - part_rows
+            prefetch(remap, positions[i])
+            waiting[waits] = i
+            waits += 1
+    for i in waiting[:waits]:
+        first = parts[(prints[i] >> _U1) >> part_shift, 0]
+        # a part without rows has none to point at
+        positions[i] = min(buckets + first + np.uint64(remap[positions[i]]), buckets + parameters[5] - _U1)
+        prefetch(rows, positions[i] * stride)
+        prefetch(rows, positions[i] * stride + stride - _U1)
 
 
 @njit(nogil=True, cache=True)
@@ -72,7 +81,7 @@ def _has_print(rows, at, hashed):
 
 @njit(nogil=True, cache=True)
 def _names_bucket(id_, parameters):
-    """Whether an id is the stored id of a bucket (`pipelines.contracts.idrule`), which no row of another id may shadow."""
+    """Whether an id is a bucket's stored id (`pipelines.contracts.idrule`), which no other id's row may shadow."""
     return id_ < 0 and id_ >= -np.int64(parameters[6])
 
 
@@ -88,12 +97,12 @@ def _bucket_row(id_, parameters):
 @njit(nogil=True, cache=True)
 def locate(ids, parameters, parts, pilots, remap, rows, stride, out):
     """Write the row number of each id, or -1, to `out` (int64, (B,))."""
-    positions, prints = np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.uint64)
+    positions, prints, waiting = np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.int64)
     vocabulary_rows, buckets = parameters[5], parameters[6]
     for base in range(0, len(ids), _BLOCK):
         count = min(_BLOCK, len(ids) - base)
         if vocabulary_rows:
-            _find_block(ids, base, count, parameters, parts, pilots, remap, rows, stride, positions, prints)
+            _find_block(ids, base, count, parameters, parts, pilots, remap, rows, stride, positions, prints, waiting)
         for i in range(count):
             position = np.int64(positions[i])
             known = vocabulary_rows > 0 and _has_print(rows, (position + 1) * stride - FINGERPRINT_BYTES, prints[i])
@@ -117,12 +126,12 @@ def gather(ids, parameters, parts, pilots, remap, rows, stride, default, row_byt
             which the next row overwrites.
     """
     size = stride - FINGERPRINT_BYTES
-    positions, prints = np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.uint64)
+    positions, prints, waiting = np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.int64)
     vocabulary_rows, buckets = parameters[5], parameters[6]
     for base in range(0, len(ids), _BLOCK):
         count = min(_BLOCK, len(ids) - base)
         if vocabulary_rows:
-            _find_block(ids, base, count, parameters, parts, pilots, remap, rows, stride, positions, prints)
+            _find_block(ids, base, count, parameters, parts, pilots, remap, rows, stride, positions, prints, waiting)
         for i in range(count):
             start = np.int64(positions[i]) * stride
             known = vocabulary_rows > 0 and _has_print(rows, start + size, prints[i])
@@ -130,13 +139,13 @@ def gather(ids, parameters, parts, pilots, remap, rows, stride, default, row_byt
                 start, known = _bucket_row(ids[base + i], parameters) * stride, True
             found[base + i] = known
             if known:
-                _copy(rows, start, out, (base + i) * row_bytes, size)
+                copy_words(rows, start, out, (base + i) * row_bytes, size)
             else:
-                _copy(default, 0, out, (base + i) * row_bytes, size)
+                copy_words(default, 0, out, (base + i) * row_bytes, size)
 
 
 @njit(nogil=True, cache=True)
-def _copy(source, start, target, to, size):
+def copy_words(source, start, target, to, size):
     """Copy `size` >= 8 bytes by words; the last word overlaps the one before. A loop over bytes takes twice as long."""
     for word in range(size >> 3):
         store64(target, to + 8 * word, load64(source, start + 8 * word))

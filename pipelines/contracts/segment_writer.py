@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,10 +25,10 @@ from numba import njit
 from pipelines.contracts.durable import creating_directory
 from pipelines.contracts.errors import InvalidTable
 from pipelines.contracts.hashing import hash64
-from pipelines.contracts.perfect_hash import BUCKET_KEYS, LOAD, build_part, fingerprint
+from pipelines.contracts.perfect_hash import BUCKET_KEYS, LOAD, build_part, fingerprint, store64
 from pipelines.contracts.sealed import write_sealed
 from pipelines.contracts.segment import FORMAT, HEADER_NAME
-from pipelines.contracts.segment_index import FINGERPRINT_BYTES, row_stride
+from pipelines.contracts.segment_index import FINGERPRINT_BYTES, copy_words, row_stride
 from pipelines.contracts.spec import TableSpec
 from pipelines.contracts.table_batches import checked_batches
 
@@ -54,28 +54,28 @@ def write_segment(
             count is not the spec's.
         OSError: `directory` exists already, or the disk refuses.
     """
+    stored_bytes = row_stride(spec.row_bytes) - FINGERPRINT_BYTES
     with creating_directory(directory) as staging, ExitStack() as stack:
-        keys = spec.rows - spec.buckets
-        records = stack.enter_context(_Records(staging, keys, HASH_BYTES + spec.row_bytes, group_bytes))
+        records = stack.enter_context(_Records(staging, spec.rows - spec.buckets, stored_bytes, group_bytes))
         rows = stack.enter_context(_ArrayFile(staging / "rows.npy", (spec.rows, row_stride(spec.row_bytes))))
         for ids, packed in checked_batches(batches, spec):
             head = int(np.searchsorted(ids, 0)) if spec.buckets else 0
             rows.append(np.pad(packed[:head], ((0, 0), (0, rows.shape[1] - spec.row_bytes))))
+            if stored_bytes > spec.row_bytes:
+                packed = np.pad(packed, ((0, 0), (0, stored_bytes - spec.row_bytes)))
             records.add(hash64(ids[head:], SEED), packed[head:])
-        index = _write_index(staging, records, rows)
         header = {
             "format": FORMAT,
             "version": version,
             "manifest_sha256": manifest_sha256,
             "table": spec.to_dict(),
-            "index": index["numbers"],
-            "files": {"rows.npy": rows.close(), **index["files"]},
+            **_write_index(staging, records, rows),
         }
-        records.delete()
         write_sealed(staging / HEADER_NAME, json.dumps(header, indent=1))
 
 
-def _write_index(staging: Path, records: "_Records", rows: "_ArrayFile") -> dict:
+def _write_index(staging: Path, records: "_Records", rows: "_ArrayFile") -> dict[str, dict]:
+    """Write the rows in their final order, and the arrays that find them; returns the header's `index` and `files`."""
     counts = records.part_counts
     slots = max(1, int(np.ceil(counts.max() / LOAD)))
     pilots = max(1, int(np.ceil(records.keys / len(counts) / BUCKET_KEYS)))
@@ -88,55 +88,74 @@ def _write_index(staging: Path, records: "_Records", rows: "_ArrayFile") -> dict
         ThreadPoolExecutor(os.cpu_count()) as pool,
     ):
         for first_part, group in records.groups():
-            last_part = first_part + records.parts_of_group
-            bounds = np.concatenate([[0], np.cumsum(counts[first_part:last_part])])
-            group_pilots = np.empty((records.parts_of_group, pilots), np.uint8)
-            group_remap = np.empty(records.parts_of_group * slots - len(group), np.uint16)
-            out = np.zeros((len(group), rows.shape[1]), np.uint8)
-            hashes = group[:, :HASH_BYTES].copy().view(np.uint64).reshape(-1)
-            order = _order_by_part(hashes, records.part_shift, first_part, bounds)
-
-            def build(
-                part: int, hashes=hashes, order=order, group=group, bounds=bounds, pilots=group_pilots,
-                remap=group_remap, out=out,
-            ) -> int:
-                start, end = bounds[part], bounds[part + 1]
-                return _place_part(
-                    hashes, order[start:end], group, start, slots, pilots[part],
-                    remap[part * slots - start : (part + 1) * slots - end], out,
-                )
-
-            salts = list(pool.map(build, range(records.parts_of_group)))
-            if min(salts) < 0:
-                raise InvalidTable(
-                    "the table's ids", expected="distinct ids", got="hashes for which no perfect hash was found",
-                    remedy="Publish the version again; if that does not help, report it: this should not happen.",
-                )
-            parts[first_part:last_part, 1] = salts
-            rows.append(out)
-            pilot_file.append(group_pilots)
-            remap_file.append(group_remap)
+            group_counts = counts[first_part : first_part + records.parts_of_group]
+            built = _build_group(group, first_part, group_counts, records, slots, pilots, pool)
+            parts[first_part : first_part + len(group_counts), 1] = built.salts
+            rows.append(built.rows)
+            pilot_file.append(built.pilots)
+            remap_file.append(built.remap)
         parts_file.append(parts)
+        files = {"rows.npy": rows, "parts.npy": parts_file, "pilots.npy": pilot_file, "remap.npy": remap_file}
         return {
-            "numbers": {"seed": SEED, "part_shift": records.part_shift, "pilots": pilots, "slots": slots},
-            "files": {
-                "parts.npy": parts_file.close(), "pilots.npy": pilot_file.close(), "remap.npy": remap_file.close(),
-            },
+            "index": {"seed": SEED, "part_shift": records.part_shift, "pilots": pilots, "slots": slots},
+            "files": {name: file.close() for name, file in files.items()},
         }
+
+
+class _Group(NamedTuple):
+    """What becomes of a group of parts: see `pipelines.contracts.segment` for the arrays."""
+
+    salts: list[int]
+    rows: np.ndarray
+    pilots: np.ndarray
+    remap: np.ndarray
+
+
+def _build_group(
+    group: np.ndarray, first_part: int, counts: np.ndarray, records: "_Records", slots: int, pilots: int,
+    pool: ThreadPoolExecutor,
+) -> _Group:
+    """Build the parts of one group, side by side."""
+    bounds = np.concatenate([[0], np.cumsum(counts)])
+    stored_bytes = records.row_bytes
+    hashes = group.reshape(-1, HASH_BYTES + stored_bytes)[:, :HASH_BYTES].copy().view(np.uint64).reshape(-1)
+    order = _order_by_part(hashes, records.part_shift, first_part, bounds)
+    built = _Group(
+        salts=[],
+        rows=np.empty(len(hashes) * (stored_bytes + FINGERPRINT_BYTES), np.uint8),
+        pilots=np.empty(len(counts) * pilots, np.uint8),
+        remap=np.empty(len(counts) * slots - len(hashes), np.uint16),
+    )
+
+    def build(part: int) -> int:
+        start, end = bounds[part], bounds[part + 1]
+        return _place_part(
+            hashes, order[start:end], group, stored_bytes, start, slots,
+            built.pilots[part * pilots : (part + 1) * pilots],
+            built.remap[part * slots - start : (part + 1) * slots - end], built.rows,
+        )
+
+    built.salts.extend(pool.map(build, range(len(counts))))
+    if min(built.salts) < 0:
+        raise InvalidTable(
+            "the table's ids", expected="distinct ids", got="hashes for which no perfect hash was found",
+            remedy="Publish the version again; if that does not help, report it: this should not happen.",
+        )
+    return built
 
 
 class _Records:
     """Records (hash, row) of the vocabulary, gathered into groups of whole parts."""
 
-    def __init__(self, staging: Path, keys: int, record_bytes: int, group_bytes: int) -> None:
-        self.keys, self._record_bytes = keys, record_bytes
+    def __init__(self, staging: Path, keys: int, row_bytes: int, group_bytes: int) -> None:
+        self.keys, self.row_bytes, self._record_bytes = keys, row_bytes, HASH_BYTES + row_bytes
         part_bits = max(0, int(np.ceil(np.log2(max(keys, 1) / PART_KEYS))))
-        group_bits = min(part_bits, max(0, int(np.ceil(np.log2(max(keys, 1) * record_bytes / group_bytes)))))
+        group_bits = min(part_bits, max(0, int(np.ceil(np.log2(max(keys, 1) * self._record_bytes / group_bytes)))))
         self.part_shift = 63 - part_bits
         self.parts_of_group = 1 << (part_bits - group_bits)
         self.part_counts = np.zeros(1 << part_bits, np.int64)
         self._group_shift, self._added = 63 - group_bits, 0
-        self._memory = np.empty((keys, record_bytes), np.uint8) if not group_bits else None
+        self._memory = np.empty(keys * self._record_bytes, np.uint8) if not group_bits else None
         self._paths = [staging / f"group-{group}" for group in range(1 << group_bits)] if group_bits else []
         self._files: list[IO[bytes]] = []
 
@@ -153,30 +172,25 @@ class _Records:
         self.part_counts += np.bincount(
             ((hashes >> np.uint64(1)) >> np.uint64(self.part_shift)).view(np.int64), minlength=len(self.part_counts)
         )
-        end = self._added + len(hashes)
-        if self._memory is not None:
-            self._memory[self._added : end, :HASH_BYTES] = hashes.view(np.uint8).reshape(-1, HASH_BYTES)
-            self._memory[self._added : end, HASH_BYTES:] = rows
-        else:
-            records = np.empty((len(hashes), self._record_bytes), np.uint8)
-            bounds = _scatter(hashes, rows, self._group_shift, len(self._files), records)
-            for file, start, stop in zip(self._files, bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-                _write_all(file, records[start:stop])
-        self._added = end
+        size = len(hashes) * self._record_bytes
+        start, self._added = self._added, self._added + size
+        records = np.empty(size, np.uint8) if self._memory is None else self._memory[start : self._added]
+        bounds = _scatter(
+            hashes, np.ascontiguousarray(rows).reshape(-1), self.row_bytes, self._group_shift, max(1, len(self._files)),
+            records,
+        )
+        for group, file in enumerate(self._files):
+            _write_all(file, records[bounds[group] * self._record_bytes : bounds[group + 1] * self._record_bytes])
 
     def groups(self) -> Iterator[tuple[int, np.ndarray]]:
-        """(first part, records uint8 (n, record_bytes)) of each group, in the order of the parts."""
+        """(first part, records uint8 (n * record_bytes,)) of each group, in the order of the parts; only once."""
         if self._memory is not None:
-            yield 0, self._memory
-            return
+            memory, self._memory = self._memory, None
+            yield 0, memory
         for group, path in enumerate(self._paths):
             self._files[group].close()
-            yield group * self.parts_of_group, np.fromfile(path, np.uint8).reshape(-1, self._record_bytes)
+            yield group * self.parts_of_group, np.fromfile(path, np.uint8)
             path.unlink()
-
-    def delete(self) -> None:
-        """Forget what is in memory, before the caller flushes."""
-        self._memory = None
 
 
 class _ArrayFile:
@@ -219,8 +233,13 @@ def _write_all(file: IO[bytes], data: np.ndarray) -> None:
 
 
 @njit(nogil=True, cache=True)
-def _scatter(hashes, rows, group_shift, groups, records):
-    """Sort a batch's records by group into `records`; returns the bounds of the groups, int64 (groups + 1,)."""
+def _scatter(hashes, rows, row_bytes, group_shift, groups, records):
+    """Sort a batch's records by group into `records`; returns the bounds of the groups, int64 (groups + 1,).
+
+    Args:
+        rows: uint8 (B * row_bytes,).
+        records: uint8 (B * (HASH_BYTES + row_bytes),).
+    """
     bounds = np.zeros(groups + 1, np.int64)
     for hashed in hashes:
         bounds[np.int64((hashed >> np.uint64(1)) >> np.uint64(group_shift)) + 1] += 1
@@ -229,11 +248,10 @@ def _scatter(hashes, rows, group_shift, groups, records):
     cursor = bounds[:-1].copy()
     for i in range(len(hashes)):
         group = np.int64((hashes[i] >> np.uint64(1)) >> np.uint64(group_shift))
-        to = cursor[group]
+        to = cursor[group] * (HASH_BYTES + row_bytes)
         cursor[group] += 1
-        for byte in range(8):
-            records[to, byte] = np.uint8((hashes[i] >> np.uint64(8 * byte)) & np.uint64(255))
-        records[to, 8:] = rows[i]
+        store64(records, to, hashes[i])
+        copy_words(rows, i * row_bytes, records, to + HASH_BYTES, row_bytes)
     return bounds
 
 
@@ -249,9 +267,14 @@ def _order_by_part(hashes, part_shift, first_part, bounds):
 
 
 @njit(nogil=True, cache=True)
-def _place_part(hashes, members, group, start, slots, pilots, remap, out):
-    """Build the perfect hash of one part and put its rows, each with its print, where lookups will find them."""
-    n, row_bytes = len(members), group.shape[1] - 8
+def _place_part(hashes, members, records, row_bytes, start, slots, pilots, remap, out):
+    """Build the perfect hash of one part and put its rows, each with its print, where lookups will find them.
+
+    Args:
+        records: uint8 (n * (HASH_BYTES + row_bytes),) of the whole group; `members` are those of the part.
+        out: uint8 (n * (row_bytes + FINGERPRINT_BYTES),); the part's rows begin at row `start`.
+    """
+    n, record_bytes, stride = len(members), HASH_BYTES + row_bytes, row_bytes + FINGERPRINT_BYTES
     keys, places = np.empty(n, np.uint64), np.empty(n, np.uint16)
     for i in range(n):
         keys[i] = hashes[members[i]]
@@ -259,9 +282,9 @@ def _place_part(hashes, members, group, start, slots, pilots, remap, out):
     if salt < 0:
         return salt
     for i in range(n):
-        to = start + places[i]
-        out[to, :row_bytes] = group[members[i], 8:]
+        to = (start + np.int64(places[i])) * stride
+        copy_words(records, np.int64(members[i]) * record_bytes + HASH_BYTES, out, to, row_bytes)
         mark = fingerprint(keys[i])
-        out[to, -FINGERPRINT_BYTES] = np.uint8(mark & np.uint16(255))
-        out[to, -FINGERPRINT_BYTES + 1] = np.uint8(mark >> np.uint16(8))
+        out[to + row_bytes] = np.uint8(mark & np.uint16(255))
+        out[to + row_bytes + 1] = np.uint8(mark >> np.uint16(8))
     return salt
