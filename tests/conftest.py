@@ -15,9 +15,14 @@ import shutil
 from datetime import timedelta
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.releases import AS_OF, FeastRepository, entity_ids, write_candidate, write_context_views
+
+# machines are shared and kernels compile at their first call: no test asserts a time
+hypothesis.settings.register_profile("facet", deadline=None)
+hypothesis.settings.load_profile("facet")
 
 
 @pytest.fixture(scope="session")

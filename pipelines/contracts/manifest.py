@@ -9,13 +9,13 @@ from typing import Any
 
 from pipelines.contracts.durable import sha256_of
 from pipelines.contracts.errors import IntegrityError, VersionNotFound
+from pipelines.contracts.sealed import read_sealed, write_sealed
 from pipelines.contracts.spec import TableSpec
 from pipelines.contracts.windows import Windows
 
 __all__ = ["MANIFEST_NAME", "Manifest"]
 
 MANIFEST_NAME = "manifest.json"
-_SEAL_NAME = "manifest.sha256"
 FORMAT = 1
 
 
@@ -86,8 +86,7 @@ class Manifest:
 
     def write(self, directory: Path) -> None:
         """Write the manifest and its seal (the hash of its bytes) into a version that is being staged."""
-        (directory / MANIFEST_NAME).write_text(self.to_json())
-        (directory / _SEAL_NAME).write_text(self.sha256 + "\n")
+        write_sealed(directory / MANIFEST_NAME, self.to_json())
 
     @classmethod
     def read(cls, directory: Path) -> "Manifest":
@@ -97,21 +96,14 @@ class Manifest:
             VersionNotFound: there is no manifest here.
             IntegrityError: the manifest's bytes are not those that were sealed, or cannot be understood.
         """
-        path, seal = directory / MANIFEST_NAME, directory / _SEAL_NAME
+        path = directory / MANIFEST_NAME
         try:
-            # the seal first: a retirement that comes in between deletes the manifest before it
-            expected = seal.read_text(errors="replace").strip() if seal.is_file() else "no seal"
-            text = path.read_bytes()
+            return cls.from_dict(read_sealed(path, remedy=_REMEDY))
         except FileNotFoundError as error:
             raise VersionNotFound(
                 f"no version at {directory}", expected=MANIFEST_NAME, got="nothing there",
                 remedy="`facet versions` lists what is published.",
             ) from error
-        got = hashlib.sha256(text).hexdigest()
-        if got != expected:
-            raise IntegrityError(f"{path} is corrupted", expected=f"sha256 {expected}", got=got, remedy=_REMEDY)
-        try:
-            return cls.from_dict(json.loads(text))
         except (ValueError, KeyError, TypeError) as error:
             raise IntegrityError(
                 f"{path} cannot be understood", expected=f"a manifest of format {FORMAT}", got=repr(error),

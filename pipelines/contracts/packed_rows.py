@@ -127,7 +127,7 @@ class PackedLayout:
         except (ValueError, KeyError, TypeError) as error:
             raise IntegrityError(
                 f"{where} cannot be understood", expected=f"a layout of format {FORMAT}", got=repr(error),
-                remedy="Drop the table and materialize the version again.",
+                remedy="Delete it and materialize the version again.",
             ) from error
 
 

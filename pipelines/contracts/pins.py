@@ -61,7 +61,7 @@ def pin(directory: Path, *, role: str, address: str = "") -> Iterator[bool]:
         role: what the process is, as a person would look for it: `cpu-tier`, `ranker`.
         address: where it listens, if it does.
     """
-    with locked(directory, shared=True) as held:
+    with locked(directory / MANIFEST_NAME, shared=True) as held:
         if not held:
             yield False
             return

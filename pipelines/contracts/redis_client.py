@@ -67,4 +67,4 @@ def without_password(url: str) -> str:
     'redis://host:6379/0'
     """
     parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -167,12 +167,12 @@ class RedisRows:
 
     def open(self, version: int, table: str, *, verify: bool = True) -> RedisTable:
         """A reader; with `verify` each lookup compares the checksums of what it reads. Raises `VersionNotFound`."""
+        meta = _Names.of(version, table).meta
         with reaching(self._where):
-            text = self._client.get(_Names.of(version, table).meta)
+            text = self._client.get(meta)
         if text is None:
             raise _not_there(self._where, version, table)
-        layout = PackedLayout.from_json(text, where=self.describe(version, table))
-        return RedisTable(self._client, layout, where=self._where, verify=verify)
+        return RedisTable(self._client, self._layout(meta, text), where=self._where, verify=verify)
 
     def check(self, version: int, table: str) -> RedisTable:
         """A reader, after all of the table was read back and compared with what was written."""
@@ -195,13 +195,14 @@ class RedisRows:
         names, layout = _Names.of(version, spec.name), PackedLayout.plan(
             spec, version=version, manifest_sha256=manifest_sha256
         )
+        self.collect()
         with reaching(self._where), self._locked(version, spec.name) as lock:
             if self._client.exists(names.meta):
                 raise VersionConflict(
                     self.describe(version, spec.name), expected="none yet", got="a whole one",
                     remedy="Materialize again to have it confirmed, or drop it first.",
                 )
-            self._delete_remains(names)
+            self._delete_remains(names, lock)
             self._client.sadd(INDEX, names.member)
             self._client.set(names.building, layout.to_json())
             try:
@@ -215,21 +216,21 @@ class RedisRows:
             except BaseException:
                 with suppress(FacetError), reaching(self._where):
                     if lock.owned():  # else it is the other writer's by now
-                        self._delete_remains(names)
+                        self._delete_remains(names, lock)
                 raise
 
     def drop(self, version: int, table: str, *, manifest_sha256: str) -> None:
         """Delete a table, if it is there and of this manifest; not readable from the first moment on."""
         names = _Names.of(version, table)
-        with reaching(self._where), self._locked(version, table):
+        with reaching(self._where), self._locked(version, table) as lock:
             text = self._client.get(names.meta)
             if text is not None:
-                found = PackedLayout.from_json(text, where=self.describe(version, table)).manifest_sha256
+                found = self._layout(names.meta, text).manifest_sha256
                 if found != manifest_sha256:
                     logger.warning("%s is of manifest %s: kept", self.describe(version, table), found)
                     return
                 self._client.rename(names.meta, names.building)
-            self._delete_remains(names)
+            self._delete_remains(names, lock)
 
     def collect(self) -> list[str]:
         """Delete what writers left that did not finish; what a living one is writing stays.
@@ -245,11 +246,11 @@ class RedisRows:
                 table, _, version = member.decode().rpartition("@")
                 names = _Names.of(int(version), table)
                 lock = self._lock(names)
-                if not lock.acquire(blocking=False):
+                if self._client.exists(names.meta) or not lock.acquire(blocking=False):
                     continue
                 try:
                     if not self._client.exists(names.meta):
-                        self._delete_remains(names)
+                        self._delete_remains(names, lock)
                         collected.append(names.member)
                 finally:
                     lock.release()
@@ -266,15 +267,18 @@ class RedisRows:
                 self._client.mset(dict(zip(layout.keys(run), part, strict=True)))
         return digest.hexdigest()
 
-    def _delete_remains(self, names: _Names) -> None:
-        """Delete the buckets that `building` speaks of, then `building` itself. The caller holds the lock."""
+    def _delete_remains(self, names: _Names, lock: Any) -> None:
+        """Delete the buckets that `building` speaks of, then `building` itself."""
         text = self._client.get(names.building)
         if text is not None:
-            layout = PackedLayout.from_json(text, where=names.building)
-            for run in layout.runs(0, layout.buckets, most=DELETE_BUCKETS):
+            layout = self._layout(names.building, text)
+            for run in self._renewing(lock, layout.runs(0, layout.buckets, most=DELETE_BUCKETS)):
                 self._client.unlink(*layout.keys(run))
             self._client.delete(names.building)
         self._client.srem(INDEX, names.member)
+
+    def _layout(self, key: str, text: bytes) -> PackedLayout:
+        return PackedLayout.from_json(text, where=f"key {key} at {self._where}")
 
     def _lock(self, names: _Names) -> Any:
         return self._client.lock(names.lock, timeout=self._lease_s, thread_local=False)

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipelines.contracts.durable import sha256_of
 from pipelines.contracts.errors import IntegrityError
 
 __all__ = ["read_sealed", "seal_path", "write_sealed"]
@@ -25,17 +24,20 @@ def read_sealed(path: Path, *, remedy: str) -> Any:
     """The JSON value in `path`.
 
     Raises:
+        FileNotFoundError: there is no such file.
         IntegrityError: its bytes are not those that were sealed, or they are no JSON.
     """
     seal = seal_path(path)
+    # the seal first: whoever deletes the two begins with the file
+    sealed = seal.read_bytes() if seal.is_file() else b"no seal"
+    content = path.read_bytes()
+    got = hashlib.sha256(content).hexdigest()
+    if sealed != f"{got}\n".encode():
+        expected = sealed[:80].decode(errors="backslashreplace").strip()
+        raise IntegrityError(
+            f"{path} is corrupted, or its seal {seal.name}", expected=f"sha256 {expected}", got=got, remedy=remedy
+        )
     try:
-        expected = seal.read_text().strip() if seal.is_file() else "no seal"
-    except ValueError:
-        expected = f"a readable seal in {seal}"
-    got = sha256_of(path)
-    if got != expected:
-        raise IntegrityError(f"{path} is corrupted", expected=f"sha256 {expected}", got=got, remedy=remedy)
-    try:
-        return json.loads(path.read_text())
+        return json.loads(content)
     except ValueError as error:
         raise IntegrityError(f"{path} cannot be understood", expected="JSON", got=repr(error), remedy=remedy) from error

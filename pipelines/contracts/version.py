@@ -100,18 +100,25 @@ class VersionStore:
             VersionNotFound: it is not published here, or no longer.
             IntegrityError: its manifest was altered.
         """
+        directory = self.path(version)
         try:
-            return Manifest.read(self.path(version))
+            return Manifest.read(directory)
         except VersionNotFound as error:
+            if directory.is_dir() and not (directory / RETIRED_NAME).is_file():
+                raise IntegrityError(
+                    f"{directory / MANIFEST_NAME} is missing", expected=f"it, or {RETIRED_NAME}", got="neither",
+                    remedy="Restore the file, or delete the directory: nothing is served from it.",
+                ) from error
             raise self._not_found(version) from error
 
     def manifests(self) -> list[Manifest]:
+        """The manifests of all published versions, ascending; raises `IntegrityError` if one was altered or is lost."""
         found = []
-        for version in self.numbers():
+        for version in self._taken():
             try:
                 found.append(self.manifest(version))
             except VersionNotFound:
-                continue  # retired since it was listed
+                continue  # retired
         return found
 
     def next_number(self) -> int:
@@ -136,17 +143,26 @@ class VersionStore:
             raise
 
     def current(self) -> int | None:
-        """The version the pointer names, or None before the first publish."""
+        """The version the pointer names, or None before the first publish.
+
+        Raises:
+            IntegrityError: the pointer has other bytes than were written, or names no published version.
+        """
         path = self.root / _POINTER
-        if not path.is_file():
-            return None
-        try:
-            return int(json.loads(path.read_text())["version"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise IntegrityError(
-                f"{path} cannot be read", expected='{"version": N, ...}', got=repr(error),
-                remedy="Point to a version with `facet versions point N`.",
-            ) from error
+        while (text := _read(path)) is not None:
+            try:
+                version = int(json.loads(text)["version"])
+                if text == _pointer_to(self.manifest(version)):
+                    return version
+                got = repr(text)
+            except (ValueError, KeyError, TypeError, VersionNotFound) as error:
+                got = repr(error)
+            if text == _read(path):  # else it was moved meanwhile, and what it had named may be retired
+                raise IntegrityError(
+                    f"{path} is corrupted", expected="the number of a published version, and its manifest's sha256",
+                    got=got, remedy="Point to a version with `facet versions point N`.",
+                )
+        return None
 
     def point_to(self, version: int, *, only_forward: bool = False) -> None:
         """Move the pointer to a published version, atomically.
@@ -162,9 +178,8 @@ class VersionStore:
             self._require(held, version)
             if only_forward and (self.current() or 0) > version:
                 return
-            pointer = {"version": version, "manifest_sha256": self.manifest(version).sha256}
             with replacing_file(self.root / _POINTER) as path:
-                path.write_text(json.dumps(pointer))
+                path.write_bytes(_pointer_to(self.manifest(version)))
 
     @contextmanager
     def pinned(self, version: int, *, role: str, address: str = "") -> Iterator[None]:
@@ -261,6 +276,17 @@ class VersionStore:
             f"version {version}", expected="a number that is not taken", got=f"{self.path(version)} exists",
             remedy="A version never changes; publish again, under the next number.",
         )
+
+
+def _pointer_to(manifest: Manifest) -> bytes:
+    return json.dumps({"version": manifest.version, "manifest_sha256": manifest.sha256}).encode()
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 def _user() -> str:
