@@ -1,5 +1,7 @@
+import errno
 import hashlib
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from pipelines.contracts.durable import (
     sha256_of,
     sweep_staging,
 )
-from pipelines.contracts.errors import InvalidConfig
+from pipelines.contracts.errors import DiskFull, InvalidConfig
 
 
 def test_the_hash_of_a_file(tmp_path: Path) -> None:
@@ -73,6 +75,65 @@ def test_removing_a_directory(tmp_path: Path) -> None:
     (tmp_path / "d" / "sub").mkdir(parents=True)
     remove_directory(tmp_path / "d")
     remove_directory(tmp_path / "d")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def operations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What is flushed and renamed below `tmp_path`, in order; names of staging directories are cut to `*`."""
+    seen: list[tuple[str, str]] = []
+
+    def named(path: Path | str) -> str:
+        return re.sub(r"\.staging-[^/]*", "*", os.path.relpath(path, tmp_path))
+
+    def flush(descriptor: int, original=os.fsync) -> None:
+        seen.append(("flush", named(os.readlink(f"/proc/self/fd/{descriptor}"))))
+        original(descriptor)
+
+    def move(source: Path, target: Path, original=os.rename) -> None:
+        seen.append(("rename to", named(target)))
+        original(source, target)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(os, "rename", move)
+    monkeypatch.setattr(os, "replace", move)
+    return seen
+
+
+def test_a_power_loss_finds_every_byte_below_a_name_that_it_finds(
+    tmp_path: Path, operations: list[tuple[str, str]]
+) -> None:
+    with creating_directory(tmp_path / "made" / "d") as staging:
+        (staging / "a" / "b").mkdir(parents=True)
+        for name in ("a/b/f", "g"):
+            (staging / name).write_text("x")
+    inside = {("flush", f"made/*{name}") for name in ("", "/a", "/a/b", "/a/b/f", "/g")}
+    assert operations[0] == ("flush", ".")  # "made" itself, in its parent
+    assert set(operations[1:6]) == inside and operations[6:] == [("rename to", "made/d"), ("flush", "made")]
+    operations.clear()
+    with replacing_file(tmp_path / "made" / "f") as staging:
+        staging.write_text("x")
+    assert operations == [("flush", "made/*/f"), ("rename to", "made/f"), ("flush", "made")]
+    operations.clear()
+    remove_directory(tmp_path / "made" / "d")
+    assert operations == [("rename to", "made/*"), ("flush", "made")]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_refused_by_name_and_leaves_nothing(tmp_path: Path, number: int) -> None:
+    (tmp_path / "f").write_text("old")
+    with pytest.raises(DiskFull, match=r"cannot write .*/f:.*Free space"), replacing_file(tmp_path / "f") as staging:
+        staging.write_text("ne")
+        raise OSError(number, os.strerror(number))
+    with pytest.raises(DiskFull, match=r"cannot write .*/d:"), creating_directory(tmp_path / "d") as staging:
+        (staging / "half").touch()
+        raise OSError(number, os.strerror(number))
+    assert (tmp_path / "f").read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+def test_other_errors_of_the_system_pass_as_they_are(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), replacing_file(tmp_path / "f"):
+        pass  # nothing was written
     assert not list(tmp_path.iterdir())
 
 

@@ -1,10 +1,11 @@
+import hashlib
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from pipelines.contracts.errors import IntegrityError, VersionConflict, VersionNotFound
+from pipelines.contracts.errors import IntegrityError, VersionConflict, VersionInUse, VersionNotFound
 from pipelines.contracts.manifest import Manifest
 from pipelines.contracts.version import VersionStore
 from pipelines.contracts.windows import Windows
@@ -66,8 +67,111 @@ def test_an_error_while_filling_leaves_nothing(versions: VersionStore) -> None:
     assert list(versions.root.iterdir()) == []
 
 
-def test_a_pointer_that_is_not_one(versions: VersionStore) -> None:
-    publish(versions, 2)
-    (versions.root / "CURRENT").write_text("{}")
-    with pytest.raises(IntegrityError, match="CURRENT"):
-        versions.current()
+def test_a_pointer_that_was_altered_is_refused_until_it_is_moved(versions: VersionStore) -> None:
+    for number in (2, 3):
+        publish(versions, number)
+    versions.point_to(2)
+    path = versions.root / "CURRENT"
+    good, sha = path.read_text(), versions.manifest(2).sha256
+    altered = ["{}", "", "\x80", good + "\n", good.replace(": 2", ": 3"), good.replace(": 2", ": 6"), good.replace(": 2", ':"2')]
+    for text in [*altered, good.replace(sha, "0" * 64)]:
+        path.write_text(text, encoding="latin-1")
+        with pytest.raises(IntegrityError, match=r"CURRENT is corrupted.*facet versions point"):
+            versions.current()
+        with pytest.raises(IntegrityError, match="CURRENT"):
+            versions.next_number()
+    versions.point_to(3)
+    assert versions.current() == 3
+
+
+def test_a_pointer_that_is_moved_while_it_is_read(versions: VersionStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in (1, 2):
+        publish(versions, number)
+    versions.point_to(1)
+
+    def overtaken(version: int, original=versions.manifest) -> Manifest:
+        if version == 1 and 1 in versions.numbers():
+            versions.point_to(2)
+            versions.retire(1)
+        return original(version)
+
+    monkeypatch.setattr(versions, "manifest", overtaken)
+    assert versions.current() == 2
+
+
+def test_a_manifest_that_is_lost_is_no_retirement(versions: VersionStore) -> None:
+    for number in (1, 2):
+        publish(versions, number)
+    (versions.path(1) / "manifest.json").unlink()
+    for read in (lambda: versions.manifest(1), versions.manifests):
+        with pytest.raises(IntegrityError, match=r"1/manifest\.json is missing.*Restore the file"):
+            read()
+    assert versions.manifest(2).version == 2 and versions.next_number() == 3
+
+
+def test_the_pointer_goes_back_only_when_told(versions: VersionStore) -> None:
+    for number in (1, 2):
+        publish(versions, number)
+    versions.point_to(2)
+    versions.point_to(1, only_forward=True)
+    assert versions.current() == 2
+    versions.point_to(1)
+    versions.point_to(2, only_forward=True)
+    assert versions.current() == 2
+
+
+def test_retiring_unpublishes_and_keeps_the_record_and_the_number(versions: VersionStore) -> None:
+    for number in (1, 2):
+        publish(versions, number)
+    versions.point_to(2)
+    manifest = versions.manifest(1)
+    retirement = versions.retire(1)
+    assert (versions.numbers(), versions.retired(), versions.next_number()) == ([2], [1], 3)
+    assert versions.retirement(1) == replace(retirement, at=retirement.at.replace(microsecond=0))
+    assert (retirement.manifest, retirement.manifest_sha256) == (manifest, manifest.sha256)
+    assert "@" in retirement.by and [m.version for m in versions.manifests()] == [2]
+    with pytest.raises(VersionNotFound, match="got one that was retired"):
+        versions.manifest(1)
+    with pytest.raises(VersionNotFound, match="got one that was retired"):
+        versions.retire(1)
+    with pytest.raises(VersionConflict):
+        publish(versions, 1)
+    with pytest.raises(VersionNotFound):
+        versions.retirement(2)
+
+
+def test_the_current_version_is_not_retired(versions: VersionStore) -> None:
+    publish(versions, 1)
+    versions.point_to(1)
+    with pytest.raises(VersionInUse, match=r"the current one.*facet versions point N"):
+        versions.retire(1)
+    assert versions.numbers() == [1] and not (versions.path(1) / "retired.json").exists()
+
+
+def test_a_corrupted_version_can_be_retired(versions: VersionStore) -> None:
+    publish(versions, 1)
+    (versions.path(1) / "manifest.json").write_text("{}")
+    retirement = versions.retire(1)
+    assert retirement.manifest is None and versions.retirement(1).manifest_sha256 == hashlib.sha256(b"{}").hexdigest()
+
+
+@pytest.mark.parametrize("damage", ["", "{}", "[]", '"as_of": "2012', '"parents": [7'])
+def test_a_record_that_was_altered(versions: VersionStore, damage: str) -> None:
+    publish(versions, 1)
+    versions.retire(1)
+    path = versions.path(1) / "retired.json"
+    text = path.read_text()
+    altered = text.replace('"as_of": "2011', damage) if "as_of" in damage else text.replace('"parents": [', damage)
+    path.write_text(altered if ":" in damage else damage)
+    assert path.read_text() != text
+    with pytest.raises(IntegrityError, match=r"retired\.json cannot be read"):
+        versions.retirement(1)
+    assert versions.retired() == [1]
+
+
+def test_a_version_that_is_retired_while_they_are_listed(
+    versions: VersionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(versions, 1)
+    monkeypatch.setattr(versions, "_taken", lambda: [1, 2])
+    assert [manifest.version for manifest in versions.manifests()] == [1]
