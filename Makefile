@@ -1,5 +1,7 @@
 # make demo    everything, on real data, in about eight minutes      make test    the whole test suite
 # make setup   only the environment                                  make proto   gRPC code from online/proto/lookup.proto online/proto/rank.proto online/proto/admin.proto
+# make bench-publish        publishing and lookups against Feast, Redis and FBGEMM, about half an hour, into reports/bench/
+# make bench-publish-100m   one table of 100 M rows, from publishing to retiring
 # On a machine with an NVIDIA GPU: make LOCK=requirements/cuda.lock demo
 
 PYTHON ?= python3
@@ -8,13 +10,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(notdir $(LOCK))
 
-.PHONY: demo test lint setup proto clean
+.PHONY: demo test lint setup proto bench-publish bench-publish-100m clean
 
 demo: setup
 	$(BIN)/facet demo
 
 test: setup
 	@command -v java >/dev/null || { echo "One test compares Spark with DuckDB and needs Java 17: apt-get install openjdk-17-jre-headless"; exit 1; }
+	@command -v redis-server >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
+	  apt-get update --quiet && apt-get install --yes --no-install-recommends redis-server; } || \
+	  { echo "Tests start a Redis server of their own and need its program: sudo apt-get install redis-server"; exit 1; }
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
 
@@ -35,6 +40,10 @@ $(STAMP): $(LOCK) pyproject.toml
 
 proto: setup
 	$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --grpc_python_out=. online/proto/lookup.proto online/proto/rank.proto online/proto/admin.proto
+
+bench-publish bench-publish-100m: setup
+	@command -v redis-server >/dev/null || { echo "One of the rivals is Redis: apt-get install redis-server"; exit 1; }
+	$(BIN)/python -m tests.benchmarks.$(subst -,_,$(@:bench-%=%))
 
 clean:
 	rm -rf var reports

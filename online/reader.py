@@ -6,14 +6,14 @@ import numpy as np
 
 from pipelines.contracts.errors import IntegrityError, VersionNotFound
 from pipelines.contracts.manifest import Manifest
-from pipelines.contracts.segment import Segment
+from pipelines.contracts.row_store import SEGMENTS, RowReader, row_store
 from pipelines.contracts.workspace import Workspace
 
 __all__ = ["VersionReader"]
 
 
 class VersionReader:
-    """All tables of one version, memory-mapped: every process that opens it shares the pages.
+    """All tables of one version: memory-mapped segments, whose pages all processes share, or tables in Redis.
 
     Safe to use from several threads: nothing changes after it was opened.
 
@@ -22,37 +22,43 @@ class VersionReader:
 
     Attributes:
         manifest: the version's manifest, checked against its seal.
-        tables: name -> `Segment`, in the manifest's order.
+        tables: name -> its reader, in the manifest's order.
     """
 
-    def __init__(self, manifest: Manifest, segments: dict[str, Segment]) -> None:
+    def __init__(self, manifest: Manifest, tables: dict[str, RowReader]) -> None:
         self.manifest = manifest
-        self.tables = MappingProxyType(segments)
+        self.tables = MappingProxyType(tables)
 
     @property
     def version(self) -> int:
         return self.manifest.version
 
     @classmethod
-    def open(cls, workspace: Workspace, version: int, *, verify: bool = True) -> "VersionReader":
-        """Map every table of a version; with `verify` the segments' bytes are hashed first.
+    def open(
+        cls, workspace: Workspace, version: int, *, verify: bool = True, rows: str = SEGMENTS
+    ) -> "VersionReader":
+        """Open every table of a version.
+
+        Args:
+            verify: hash segments before they are served; in Redis, compare the checksum of every value that is read.
+            rows: `segments`, or the URL of the Redis server or cluster that the rows were materialized to.
 
         Raises:
             VersionNotFound: the version is not published, or one of its tables is not materialized.
-            IntegrityError: a file was altered, or a segment belongs to another manifest.
+            IntegrityError: a file was altered, or a table belongs to another manifest.
+            Unavailable: the Redis server does not answer.
         """
-        manifest = workspace.versions.manifest(version)
-        segments = {}
+        manifest, store = workspace.versions.manifest(version), row_store(rows, workspace)
+        tables = {}
         for spec in manifest.tables:
-            directory = workspace.segment(version, spec.name)
-            segment = Segment.open(directory, verify=verify)
-            if segment.manifest_sha256 != manifest.sha256 or segment.spec != spec:
+            table = store.open(version, spec.name, verify=verify)
+            if table.manifest_sha256 != manifest.sha256 or table.spec != spec:
                 raise IntegrityError(
-                    f"segment {directory}", expected=f"manifest {manifest.sha256}", got=segment.manifest_sha256,
-                    remedy="Delete the segment and materialize the version again.",
+                    store.describe(version, spec.name), expected=f"manifest {manifest.sha256}",
+                    got=table.manifest_sha256, remedy="Delete it and materialize the version again.",
                 )
-            segments[spec.name] = segment
-        return cls(manifest, segments)
+            tables[spec.name] = table
+        return cls(manifest, tables)
 
     def lookup(self, table: str, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Packed rows of a batch of ids; an unknown id gets the table's default row.
@@ -69,10 +75,10 @@ class VersionReader:
             VersionNotFound: the version has no such table.
         """
         try:
-            segment = self.tables[table]
+            reader = self.tables[table]
         except KeyError:
             raise VersionNotFound(
                 f"table {table} of version {self.version}", expected=f"one of {list(self.tables)}", got=table,
                 remedy="Ask for a table that the version has.",
             ) from None
-        return segment.lookup(ids)
+        return reader.lookup(ids)

@@ -1,49 +1,68 @@
-"""The online store behind `get_online_features`: embedding rows from segments, everything else from a stock store."""
+"""The online store behind `get_online_features`: embedding rows from segments or Redis, the rest from a stock store."""
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from feast import Entity, FeatureView
-from feast.infra.online_stores.helpers import get_online_store_from_config
+from feast.errors import FeastError
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.supported_async_methods import SupportedAsyncMethods
+from feast.metrics import track_feature_statuses
+from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnlineFeaturesResponse
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.repo_config import FeastConfigBaseModel, RepoConfig
+from feast.utils import _get_table_entity_values
+from google.protobuf.timestamp_pb2 import Timestamp
 from pydantic import Field
 
-from pipelines.contracts.durable import remove_directory
+from online.stock_store import StockStore
 from pipelines.contracts.embedding_view import EmbeddingView
 from pipelines.contracts.errors import IntegrityError, InvalidConfig
-from pipelines.contracts.segment import Segment
+from pipelines.contracts.row_store import SEGMENTS, RowReader, row_store
 from pipelines.contracts.workspace import Workspace
 
-__all__ = ["FacetOnlineStore", "FacetOnlineStoreConfig"]
+__all__ = ["FacetOnlineStore", "FacetOnlineStoreConfig", "RequestRefused"]
 
 logger = logging.getLogger(__name__)
 
 Written = tuple[EntityKey, dict[str, Value], datetime, datetime | None]
 Read = tuple[datetime | None, dict[str, Value] | None]
+Groups = list[tuple[FeatureView, list[str]]]  # what Feast calls grouped_refs: views and the features wanted of each
 
 ABSENT: Read = (None, None)
+NO_VALUE, NO_TIME = Value(), Timestamp()
+
+
+class RequestRefused(InvalidConfig, FeastError):
+    """A request to an embedding view that nothing would make possible; Feast's HTTP server answers with 422."""
+
+    def http_status_code(self) -> int:
+        return 422
 
 
 class FacetOnlineStoreConfig(FeastConfigBaseModel):
     """`online_store:` of `feature_store.yaml`; relative paths are relative to the feature repository.
 
     Attributes:
-        workspace: where segments lie.
+        workspace: where versions and segments lie.
+        rows: where rows of embedding views lie: `segments`, or the URL of a Redis server or cluster, such as
+            redis://127.0.0.1:6379/0 or unix:///run/redis.sock. `feast materialize` writes them there.
         context_store: configuration of the online store for ordinary views, as Feast documents it.
-        verify: hash a segment when it is first read.
+        verify: hash a segment when it is first read; in Redis, compare the checksum of every value that is read.
     """
 
     type: Literal["online.store.FacetOnlineStore"] = "online.store.FacetOnlineStore"
     workspace: str = "../var"
+    rows: str = SEGMENTS
     context_store: dict[str, Any] = Field(default={"type": "sqlite", "path": "../var/feast/context.db"})
     verify: bool = True
 
@@ -52,18 +71,31 @@ class FacetOnlineStore(OnlineStore):
     """Routes a view by its tags.
 
     ```
-    embedding view (pipelines.contracts.embedding_view)   segments/<version>/<table>/, mapped once, read only
+    embedding view (pipelines.contracts.embedding_view)   `rows`: segments/<version>/<table>/, mapped once, or Redis
     ordinary view                                         `context_store`, unchanged
     ```
     """
 
     def __init__(self) -> None:
-        self._segments: dict[EmbeddingView, Segment] = {}
-        self._context: tuple[OnlineStore, RepoConfig] | None = None
+        self._readers: dict[EmbeddingView, Future[RowReader]] = {}
+        self._stock: StockStore | None = None
+        self._lock = threading.Lock()
+        self._openers = ThreadPoolExecutor(thread_name_prefix="open-rows")
 
     @property
     def async_supported(self) -> SupportedAsyncMethods:
         return SupportedAsyncMethods(read=True, write=True)
+
+    async def initialize(self, config: RepoConfig) -> None:
+        await self._ordinary(config).initialize()
+
+    async def close(self) -> None:
+        """Let go of every table and of the stock store; a later read opens them again."""
+        with self._lock:
+            stock, self._stock = self._stock, None
+            self._readers.clear()
+        if stock is not None:
+            await stock.close()
 
     def online_read(
         self,
@@ -75,13 +107,12 @@ class FacetOnlineStore(OnlineStore):
         """One answer per key, in order; `(None, None)`, which Feast reports as NOT_FOUND, for an id without a row."""
         view = EmbeddingView.from_tags(table.tags)
         if view is None:
-            store, context_config = self._context_store(config)
-            return store.online_read(context_config, table, entity_keys, requested_features)
-        ids = np.fromiter((key.entity_values[0].int64_val for key in entity_keys), np.int64, len(entity_keys))
-        rows, found = self._segment(config, view).lookup(ids)
+            return self._ordinary(config).call("online_read", table, entity_keys, requested_features)
+        ids = _ids(table, [key.entity_values[0] for key in entity_keys])
+        rows, found = self._reader(config, view).result().lookup(ids)
         return [
-            (view.as_of, {EmbeddingView.FEATURE: Value(bytes_val=row.tobytes())}) if known else ABSENT
-            for row, known in zip(rows, found.tolist(), strict=True)
+            (view.as_of, {EmbeddingView.FEATURE: value}) if known else ABSENT
+            for value, known in zip(_values(rows, found), found.tolist(), strict=True)
         ]
 
     async def online_read_async(
@@ -91,7 +122,99 @@ class FacetOnlineStore(OnlineStore):
         entity_keys: list[EntityKey],
         requested_features: list[str] | None = None,
     ) -> list[Read]:
+        view = EmbeddingView.from_tags(table.tags)
+        if view is None:
+            return await self._ordinary(config).call_async("online_read", table, entity_keys, requested_features)
+        await self._opened(config, view)
         return await asyncio.to_thread(self.online_read, config, table, entity_keys, requested_features)
+
+    def _read_features_per_fv(
+        self,
+        config: RepoConfig,
+        grouped_refs: Groups,
+        join_key_values: dict[str, list[Value]],
+        entity_name_to_join_key_map: dict[str, str],
+        online_features_response: GetOnlineFeaturesResponse,
+        full_feature_names: bool,
+        include_feature_view_version_metadata: bool,
+    ) -> None:
+        """The reading part of `get_online_features`, which Feast lets a store do its own way.
+
+        Feast's way makes a key of every id, sorts the keys to find repeated ones, and converts one time per row. Here
+        the ids of a request are looked up as they are and the response is filled from arrays; it is the same response.
+        """
+        request = join_key_values, entity_name_to_join_key_map
+        naming = full_feature_names, include_feature_view_version_metadata
+        for embedding, groups in _runs(grouped_refs):
+            if embedding:
+                self._read_embeddings(config, groups, *request, online_features_response, *naming)
+            else:
+                self._ordinary(config).call(
+                    "_read_features_per_fv", groups, *request, online_features_response, *naming
+                )
+
+    async def _read_features_per_fv_async(
+        self,
+        config: RepoConfig,
+        grouped_refs: Groups,
+        join_key_values: dict[str, list[Value]],
+        entity_name_to_join_key_map: dict[str, str],
+        online_features_response: GetOnlineFeaturesResponse,
+        full_feature_names: bool,
+        include_feature_view_version_metadata: bool,
+    ) -> None:
+        """The same with all views read at once; each run of views fills a part of the response."""
+        request = join_key_values, entity_name_to_join_key_map
+        naming = full_feature_names, include_feature_view_version_metadata
+
+        async def read(embedding: bool, groups: Groups) -> GetOnlineFeaturesResponse:
+            part = GetOnlineFeaturesResponse()
+            if embedding:
+                for table, _ in groups:
+                    await self._opened(config, EmbeddingView.from_tags(table.tags))
+                await asyncio.to_thread(self._read_embeddings, config, groups, *request, part, *naming)
+            else:
+                await self._ordinary(config).call_async("_read_features_per_fv", groups, *request, part, *naming)
+            return part
+
+        for part in await asyncio.gather(*(read(*run) for run in _runs(grouped_refs))):
+            online_features_response.MergeFrom(part)
+
+    def _read_embeddings(
+        self,
+        config: RepoConfig,
+        groups: Groups,
+        join_key_values: dict[str, list[Value]],
+        join_keys: dict[str, str],
+        response: GetOnlineFeaturesResponse,
+        full_feature_names: bool,
+        with_metadata: bool,
+    ) -> None:
+        for table, _ in groups:  # an embedding view has one feature
+            view = EmbeddingView.from_tags(table.tags)
+            keys = _get_table_entity_values(table, join_keys, join_key_values)
+            if not keys:
+                raise RequestRefused(
+                    f"cannot read {table.name}", expected=f"ids of {', '.join(table.entities)}",
+                    got=f"ids of {', '.join(join_key_values) or 'nothing'}", remedy="Add them to the request.",
+                )
+            rows, found = self._reader(config, view).result().lookup(_ids(table, *keys.values()))
+            present, stamp = int(found.sum()), Timestamp()
+            stamp.FromDatetime(view.as_of)
+            projection = table.projection
+            response.metadata.feature_names.val.append(
+                f"{projection.name_to_use()}__{EmbeddingView.FEATURE}" if full_feature_names else EmbeddingView.FEATURE
+            )
+            if with_metadata:
+                response.metadata.feature_view_metadata.add(
+                    name=projection.name_alias or projection.name, version=table.current_version_number or 0
+                )
+            response.results.add(
+                values=_values(rows, found),
+                statuses=np.where(found, FieldStatus.PRESENT, FieldStatus.NOT_FOUND).tolist(),
+                event_timestamps=[stamp if known else NO_TIME for known in found.tolist()],
+            )
+            track_feature_statuses(table.name, present, len(found) - present)
 
     def online_write_batch(
         self,
@@ -100,15 +223,9 @@ class FacetOnlineStore(OnlineStore):
         data: list[Written],
         progress: Callable[[int], Any] | None,
     ) -> None:
-        """Write rows of an ordinary view; raises `InvalidConfig` for an embedding view, whose rows never change."""
-        if view := EmbeddingView.from_tags(table.tags):
-            raise InvalidConfig(
-                f"cannot write into {table.name}", expected="a view whose rows may change",
-                got=f"table {view.table} of version {view.version}, which is immutable",
-                remedy="Publish a new version; `feast materialize` makes its rows readable.",
-            )
-        store, context_config = self._context_store(config)
-        store.online_write_batch(context_config, table, data, progress)
+        """Write rows of an ordinary view; raises `RequestRefused` for an embedding view, whose rows never change."""
+        _refuse_write(table)
+        self._ordinary(config).call("online_write_batch", table, data, progress)
 
     async def online_write_batch_async(
         self,
@@ -117,7 +234,17 @@ class FacetOnlineStore(OnlineStore):
         data: list[Written],
         progress: Callable[[int], Any] | None,
     ) -> None:
-        await asyncio.to_thread(self.online_write_batch, config, table, data, progress)
+        _refuse_write(table)
+        await self._ordinary(config).call_async("online_write_batch", table, data, progress)
+
+    def retrieve_online_documents(self, config: RepoConfig, table: FeatureView, *query: Any, **named: Any) -> Any:
+        """Nearest rows of an ordinary view, if the stock store can find them."""
+        _refuse_search(table)
+        return self._ordinary(config).call("retrieve_online_documents", table, *query, **named)
+
+    def retrieve_online_documents_v2(self, config: RepoConfig, table: FeatureView, *query: Any, **named: Any) -> Any:
+        _refuse_search(table)
+        return self._ordinary(config).call("retrieve_online_documents_v2", table, *query, **named)
 
     def update(
         self,
@@ -128,7 +255,7 @@ class FacetOnlineStore(OnlineStore):
         entities_to_keep: Sequence[Entity],
         partial: bool,
     ) -> None:
-        """Called by `feast apply`. A vanished embedding view loses its segment only if its version was retired.
+        """Called by `feast apply`. A vanished embedding view loses its rows only if its version was retired.
 
         A view also vanishes when `feast apply` runs over an incomplete repository or workspace; that must not take
         a published version off line.
@@ -141,68 +268,111 @@ class FacetOnlineStore(OnlineStore):
                 continue
             if view.version in published:
                 logger.warning(
-                    "%s is gone from the feature repository, but version %d is published: its segment is kept",
+                    "%s is gone from the feature repository, but version %d is published: its table is kept",
                     table.name, view.version,
                 )
             else:
-                self._remove(workspace, view)
-        store, context_config = self._context_store(config)
-        store.update(
-            context_config,
-            tables_to_delete=_ordinary(tables_to_delete),
-            tables_to_keep=_ordinary(tables_to_keep),
+                self._remove(config, view)
+        self._ordinary(config).call(
+            "update",
+            tables_to_delete=_without_embeddings(tables_to_delete),
+            tables_to_keep=_without_embeddings(tables_to_keep),
             entities_to_delete=entities_to_delete,
             entities_to_keep=entities_to_keep,
             partial=partial,
         )
 
     def teardown(self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]) -> None:
-        """Delete the segments of `tables` and the context store; published versions stay and can be materialized."""
-        workspace = _workspace(config)
+        """Delete the rows of `tables` and the context store; published versions stay and can be materialized."""
         for table in tables:
             if view := EmbeddingView.from_tags(table.tags):
-                self._remove(workspace, view)
-        store, context_config = self._context_store(config)
-        store.teardown(context_config, _ordinary(tables), entities)
+                self._remove(config, view)
+        self._ordinary(config).call("teardown", _without_embeddings(tables), entities)
 
-    def _remove(self, workspace: Workspace, view: EmbeddingView) -> None:
-        directory = workspace.segment(view.version, view.table)
-        remove_directory(directory)
-        self._segments.pop(view, None)
-        logger.info("segment %s deleted", directory)
+    def _remove(self, config: RepoConfig, view: EmbeddingView) -> None:
+        rows = row_store(config.online_store.rows, _workspace(config))
+        rows.drop(view.version, view.table, manifest_sha256=view.manifest_sha256)
+        self._readers.pop(view, None)
+        logger.info("%s deleted", rows.describe(view.version, view.table))
 
-    def _segment(self, config: RepoConfig, view: EmbeddingView) -> Segment:
-        segment = self._segments.get(view)
-        if segment is None:
-            directory = _workspace(config).segment(view.version, view.table)
-            segment = Segment.open(directory, verify=config.online_store.verify)
-            if segment.manifest_sha256 != view.manifest_sha256:
-                raise IntegrityError(
-                    f"segment {directory}", expected=f"manifest {view.manifest_sha256}", got=segment.manifest_sha256,
-                    remedy="Delete the segment, run `feast apply` and materialize the version again.",
-                )
-            self._segments[view] = segment
-        return segment
+    def _reader(self, config: RepoConfig, view: EmbeddingView) -> "Future[RowReader]":
+        """The reader of a view, opened once, however many ask for it at the same time."""
+        with self._lock:
+            reader = self._readers.get(view)
+            if reader is None or (reader.done() and reader.exception()):
+                reader = self._readers[view] = self._openers.submit(self._open, config, view)
+            return reader
 
-    def _context_store(self, config: RepoConfig) -> tuple[OnlineStore, RepoConfig]:
-        """The stock store and the configuration it understands: ours, with its own section as `online_store`."""
-        if self._context is None:
-            context_config = RepoConfig(
-                project=config.project,
-                provider=config.provider,
-                registry=config.registry_config,
-                online_store=config.online_store.context_store,
-                offline_store=config.offline_config,
-                entity_key_serialization_version=config.entity_key_serialization_version,
-                repo_path=config.repo_path,
+    def _open(self, config: RepoConfig, view: EmbeddingView) -> RowReader:
+        rows = row_store(config.online_store.rows, _workspace(config))
+        for other in list(self._readers):
+            if not rows.holds(other.version, other.table):  # retired; pages of a segment keep the disk's space
+                self._readers.pop(other, None)
+        reader = rows.open(view.version, view.table, verify=config.online_store.verify)
+        if reader.manifest_sha256 != view.manifest_sha256:
+            raise IntegrityError(
+                rows.describe(view.version, view.table), expected=f"manifest {view.manifest_sha256}",
+                got=reader.manifest_sha256, remedy="Delete it, run `feast apply` and materialize the version again.",
             )
-            self._context = get_online_store_from_config(context_config.online_store), context_config
-        return self._context
+        return reader
+
+    async def _opened(self, config: RepoConfig, view: EmbeddingView) -> None:
+        """Wait for a reader to be opened without holding a thread, which the reads of other views need."""
+        reader = self._reader(config, view)
+        if not reader.done():
+            await asyncio.shield(asyncio.wrap_future(reader))  # others may wait for it when this request is cancelled
+
+    def _ordinary(self, config: RepoConfig) -> StockStore:
+        with self._lock:
+            if self._stock is None:
+                self._stock = StockStore(config)
+            return self._stock
 
 
 def _workspace(config: RepoConfig) -> Workspace:
     return Workspace((Path(config.repo_path or ".") / config.online_store.workspace).resolve())
 
 
-def _ordinary(tables: Sequence[FeatureView]) -> list[FeatureView]:
+def _without_embeddings(tables: Sequence[FeatureView]) -> list[FeatureView]:
     return [table for table in tables if EmbeddingView.from_tags(table.tags) is None]
+
+
+def _runs(groups: Groups) -> Iterator[tuple[bool, Groups]]:
+    """Consecutive views of one kind, in the order of the request; True for embedding views."""
+    for embedding, run in groupby(groups, key=lambda group: EmbeddingView.from_tags(group[0].tags) is not None):
+        yield embedding, list(run)
+
+
+def _ids(table: FeatureView, values: Sequence[Value]) -> np.ndarray:
+    """int64 (B,); raises `RequestRefused` for a value that is not one."""
+    ids = np.fromiter((value.int64_val for value in values), np.int64, len(values))
+    for row in np.flatnonzero(ids == 0):  # which is also what a value of another type reads as
+        if (kind := values[row].WhichOneof("val")) != "int64_val":
+            raise RequestRefused(
+                f"cannot read {table.name}", expected="ids that are 64-bit integers",
+                got=f"{(kind or 'null').removesuffix('_val')} at row {row}", remedy="Send every id as an integer.",
+            )
+    return ids
+
+
+def _values(rows: np.ndarray, found: np.ndarray) -> list[Value]:
+    """uint8 (B, row_bytes) and bool (B,) -> B values, without one for an id that was not found."""
+    packed = rows.view(f"V{rows.shape[1]}").ravel().tolist()
+    return [Value(bytes_val=row) if known else NO_VALUE for row, known in zip(packed, found.tolist(), strict=True)]
+
+
+def _refuse_write(table: FeatureView) -> None:
+    if view := EmbeddingView.from_tags(table.tags):
+        raise RequestRefused(
+            f"cannot write into {table.name}", expected="a view whose rows may change",
+            got=f"table {view.table} of version {view.version}, which is immutable",
+            remedy="Publish a new version; `feast materialize` makes its rows readable.",
+        )
+
+
+def _refuse_search(table: FeatureView) -> None:
+    if EmbeddingView.from_tags(table.tags):
+        raise RequestRefused(
+            f"cannot search {table.name}", expected="a view with a vector index",
+            got="packed rows, which are read by id", remedy="Read rows with `get_online_features`.",
+        )

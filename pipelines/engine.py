@@ -1,6 +1,7 @@
-"""The compute engine behind `feast materialize`: embedding views become segments, other views go Feast's own way.
+"""The compute engine behind `feast materialize`: embedding views go to the row store, other views Feast's own way.
 
-Feast's own way turns every row into protobuf; here Arrow record batches are copied into a segment as they are.
+Feast's own way turns every row into protobuf; here Arrow record batches are copied into segments, or into Redis, as
+they are.
 """
 
 import json
@@ -26,12 +27,10 @@ from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import FeastConfigBaseModel
 from tqdm import tqdm
 
-from pipelines.contracts.durable import require_writable, sweep_staging
 from pipelines.contracts.embedding_view import EmbeddingView
 from pipelines.contracts.errors import FacetError, IntegrityError, NotPrepared, VersionConflict
 from pipelines.contracts.manifest import Manifest
-from pipelines.contracts.segment import Segment
-from pipelines.contracts.segment_writer import write_segment
+from pipelines.contracts.row_store import SEGMENTS, RowStore, row_store
 from pipelines.contracts.spec import TableSpec
 from pipelines.contracts.workspace import Workspace
 
@@ -43,7 +42,10 @@ BATCH_ROWS = 65_536
 
 
 class SegmentEngineConfig(FeastConfigBaseModel):
-    """`batch_engine:` of `feature_store.yaml`; `workspace` is relative to the feature repository."""
+    """`batch_engine:` of `feature_store.yaml`; `workspace` is relative to the feature repository.
+
+    Where rows are written is `rows` of `online_store:`, which reads them there.
+    """
 
     type: Literal["pipelines.engine.SegmentEngine"] = "pipelines.engine.SegmentEngine"
     workspace: str = "../var"
@@ -53,11 +55,11 @@ class SegmentEngine(ComputeEngine):
     """Materializes one view at a time.
 
     ```
-    embedding view   tables/<t>.parquet ── hash checked ── record batches ── segments/<n>/<t>/   (one rename)
+    embedding view   tables/<t>.parquet ── hash checked ── record batches ──► segments/<n>/<t>/ or Redis   (in one step)
     ordinary view    Feast's LocalComputeEngine
     ```
 
-    A segment that is there already and whole is left as it is, so that materializing again is cheap and safe.
+    A table that is there already and whole is left as it is, so that materializing again is cheap and safe.
     """
 
     def __init__(self, *, workspace: str = "../var", type: str | None = None, **engine: Any) -> None:
@@ -74,10 +76,10 @@ class SegmentEngine(ComputeEngine):
         entities_to_delete: Sequence[Any],
         entities_to_keep: Sequence[Any],
     ) -> None:
-        """Nothing to prepare: segments belong to the online store."""
+        """Nothing to prepare: rows belong to the online store."""
 
     def teardown_infra(self, project: str, fvs: Sequence[Any], entities: Sequence[Any]) -> None:
-        """Nothing to tear down: segments belong to the online store."""
+        """Nothing to tear down: rows belong to the online store."""
 
     def get_historical_features(self, registry: BaseRegistry, task: Any) -> Any:
         return self._ordinary.get_historical_features(registry, task)
@@ -111,18 +113,16 @@ class SegmentEngine(ComputeEngine):
                 task.feature_view.name, manifest.as_of, task.start_time, task.end_time,
             )
             return
-        directory = self.workspace.segment(view.version, view.table)
-        if directory.exists():
-            self._confirm(directory, manifest, spec)
+        rows = row_store(getattr(self.repo_config.online_store, "rows", SEGMENTS), self.workspace)
+        if rows.holds(view.version, view.table):
+            _confirm(rows, manifest, spec)
             logger.info("%s is materialized already, %d rows verified", task.feature_view.name, spec.rows)
             return
-        require_writable(directory.parent)
-        sweep_staging(directory.parent)
         start = time.perf_counter()
         version = self.workspace.versions.path(view.version)
         manifest.verify(version, only=(manifest.table_path(spec.name),))
-        write_segment(
-            directory, spec=spec, version=manifest.version, manifest_sha256=manifest.sha256,
+        rows.write(
+            spec=spec, version=manifest.version, manifest_sha256=manifest.sha256,
             batches=_batches(version / manifest.table_path(spec.name), label=task.feature_view.name),
         )
         self._record(task.feature_view.name, spec, seconds=time.perf_counter() - start)
@@ -130,7 +130,7 @@ class SegmentEngine(ComputeEngine):
     def _record(self, view: str, spec: TableSpec, *, seconds: float) -> None:
         """Say what was written and how fast, in the log and as a line of `feast/materializations.jsonl`.
 
-        The seconds hold the hashing of the source, the writing, the flushing and the hashing of the segment.
+        The seconds hold the hashing of the source, the writing, the flushing and the hashing of what was written.
         """
         logger.info("%s materialized, %d rows of %d bytes in %.3f s", view, spec.rows, spec.row_bytes, seconds)
         line = {
@@ -142,15 +142,16 @@ class SegmentEngine(ComputeEngine):
         with path.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    @staticmethod
-    def _confirm(directory: Path, manifest: Manifest, spec: TableSpec) -> None:
-        """Raise unless the segment that is there is whole and of this manifest."""
-        segment = Segment.open(directory)
-        if segment.manifest_sha256 != manifest.sha256 or segment.spec != spec:
-            raise VersionConflict(
-                f"segment {directory}", expected=f"manifest {manifest.sha256}", got=segment.manifest_sha256,
-                remedy="It belongs to another version of this number; delete it and materialize again.",
-            )
+
+def _confirm(rows: RowStore, manifest: Manifest, spec: TableSpec) -> None:
+    """Raise unless the table that is there is whole and of this manifest."""
+    table = rows.check(manifest.version, spec.name)
+    if table.manifest_sha256 != manifest.sha256 or table.spec != spec:
+        raise VersionConflict(
+            rows.describe(manifest.version, spec.name), expected=f"manifest {manifest.sha256}",
+            got=table.manifest_sha256,
+            remedy="It belongs to another version of this number; delete it and materialize again.",
+        )
 
 
 def _require_source(view: Any) -> None:

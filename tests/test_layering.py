@@ -55,9 +55,9 @@ def test_a_room_imports_only_itself_and_the_contracts(path: Path) -> None:
 @pytest.mark.parametrize(
     "path", [path for path in FILES if "contracts" in path.parts], ids=lambda path: path.name
 )
-def test_contracts_need_only_numpy_and_pyarrow(path: Path) -> None:
-    exceptions = {"upper_model": {"torch", "safetensors"}, "strict": {"yaml"}}
-    allowed = {"numpy", "pyarrow", "pipelines"} | exceptions.get(path.stem, set())
+def test_contracts_need_only_numpy_pyarrow_and_numba(path: Path) -> None:
+    exceptions = {"upper_model": {"torch", "safetensors"}, "strict": {"yaml"}, "redis_client": {"redis"}}
+    allowed = {"numba", "numpy", "pyarrow", "pipelines"} | exceptions.get(path.stem, set())
     tops = {module.partition(".")[0] for module in imported_modules(path)}
     assert tops - allowed <= set(sys.stdlib_module_names)
 

@@ -54,7 +54,7 @@ class PackedLayout:
     >>> spec = TableSpec("item.kge", 8, 40, "int4", "vocabulary", "00" * 8)
     >>> layout = PackedLayout.plan(spec, version=7, manifest_sha256="1f0c9a3b55")
     >>> layout.buckets, layout.keys(np.array([2]))
-    (3, [b'{item.kge@7:1f0c9a3b/005c}00000002'])
+    (3, [b'{item.kge@7:1f0c9a3b/003b}00000002'])
     """
 
     spec: TableSpec

@@ -3,6 +3,7 @@ import pytest
 
 from online.reader import VersionReader
 from pipelines.contracts.errors import IntegrityError, VersionNotFound
+from pipelines.contracts.sealed import write_sealed
 from tests.cases import RowReaderCases, rows_or_none
 from tests.releases import FeastRepository
 
@@ -38,7 +39,7 @@ def test_a_version_that_is_not_materialized(own_workspace: FeastRepository) -> N
     VersionReader.open(own_workspace.workspace, 2)
 
 
-@pytest.mark.parametrize("name", ["rows.npy", "ids.npy"])
+@pytest.mark.parametrize("name", ["rows.npy", "parts.npy", "pilots.npy"])
 def test_an_altered_segment_is_not_opened(own_workspace: FeastRepository, name: str) -> None:
     path = own_workspace.workspace.segment(1, "user.kge") / name
     content = bytearray(path.read_bytes())
@@ -51,6 +52,6 @@ def test_an_altered_segment_is_not_opened(own_workspace: FeastRepository, name: 
 def test_a_segment_of_another_manifest_is_not_opened(own_workspace: FeastRepository) -> None:
     header = own_workspace.workspace.segment(1, "user.kge") / "segment.json"
     sha = own_workspace.workspace.versions.manifest(1).sha256
-    header.write_text(header.read_text().replace(sha, "0" * 64))
+    write_sealed(header, header.read_text().replace(sha, "0" * 64))
     with pytest.raises(IntegrityError, match=sha):
         VersionReader.open(own_workspace.workspace, 1)
