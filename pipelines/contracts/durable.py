@@ -23,8 +23,8 @@ from pipelines.contracts.errors import DiskFull, InvalidConfig
 from pipelines.contracts.locks import locked
 
 __all__ = [
-    "STAGING_PREFIX", "creating_directory", "remove_directory", "replacing_file", "require_writable", "sha256_of",
-    "sweep_staging",
+    "STAGING_PREFIX", "creating_directory", "flush", "remove_directory", "replacing_file", "require_writable",
+    "sha256_of", "sweep_staging",
 ]
 
 logger = logging.getLogger(__name__)
@@ -51,9 +51,9 @@ def replacing_file(path: Path) -> Iterator[Path]:
     with _beside(path) as directory:
         file = directory / path.name
         yield file
-        _flush(file)
+        flush(file)
         os.replace(file, path)
-        _flush(path.parent)
+        flush(path.parent)
 
 
 @contextmanager
@@ -68,10 +68,10 @@ def creating_directory(path: Path) -> Iterator[Path]:
     with _beside(path) as directory:
         yield directory
         for file in directory.rglob("*"):
-            _flush(file)
-        _flush(directory)
+            flush(file)
+        flush(directory)
         os.rename(directory, path)
-        _flush(path.parent)
+        flush(path.parent)
 
 
 def remove_directory(path: Path) -> None:
@@ -81,7 +81,7 @@ def remove_directory(path: Path) -> None:
         os.rename(path, doomed)
     except FileNotFoundError:
         return
-    _flush(path.parent)  # else a power loss could bring the name back without the files
+    flush(path.parent)  # else a power loss could bring the name back without the files
     with suppress(FileNotFoundError):  # a sweeper may be at it too
         shutil.rmtree(doomed)
 
@@ -166,10 +166,11 @@ def _make_directories(directory: Path) -> None:
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
     directory.mkdir(parents=True, exist_ok=True)
     for path in missing:
-        _flush(path.parent)
+        flush(path.parent)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until a file's bytes, or a directory's names, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

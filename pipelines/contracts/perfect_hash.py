@@ -30,7 +30,7 @@ _SALTS = 256
 
 _U32, _MASK_32 = np.uint64(32), np.uint64(0xFFFFFFFF)
 _PILOT_FACTOR, _SLOT_FACTOR = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
-_FINGERPRINT_FACTOR, _FINGERPRINT_SHIFT = np.uint64(0xA0761D6478BD642F), np.uint64(48)
+_FINGERPRINT_FACTOR = np.uint64(0xA0761D6478BD642F)
 
 
 @intrinsic
@@ -88,8 +88,8 @@ def slot_of(hashed, pilot, salt, slots):
 
 @njit(nogil=True, cache=True)
 def fingerprint(hashed):
-    """Sixteen bits of a hash: a key that is not in the table has those of the row it lands on once in 65,536 times."""
-    return np.uint16((hashed * _FINGERPRINT_FACTOR) >> _FINGERPRINT_SHIFT)
+    """A hash, mixed once more (a bijection): its top bits are what a row is marked with."""
+    return hashed * _FINGERPRINT_FACTOR
 
 
 @njit(nogil=True, cache=True)

@@ -2,7 +2,8 @@
 
 ```
 <segment>/
-  rows.npy        uint8  (N, row_bytes + 2)   a row (padded to 8 bytes), then 16 bits of its id's hash
+  rows.npy        uint8  (N, row_bytes + 2)   a row (padded to 8 bytes), then its print: 16 bits of its id's hash,
+                                              or in tables of up to 4 M rows all 64
                          first the rows of the hash buckets, if the id rule has any: bucket 0 last
   parts.npy       uint64 (P + 1, 2)           rows before each part of the vocabulary; its salt
   pilots.npy      uint8  (P * pilots,)        one per bucket of about three keys
@@ -19,8 +20,9 @@ id ──hash64──► part, bucket ──pilots──► slot ──remap─�
                (one cache miss, small array)                    (one or two cache misses, adjacent)
 ```
 
-An id of the vocabulary always finds its own row. An unknown id passes for a known one with probability 2**-16: to tell
-ids of 64 arbitrary bits apart exactly takes about 41 bits each at 10 M rows; this index spends 19.5.
+An id of the vocabulary always finds its own row. An unknown id is always recognized by a print of 64 bits; with 16 bits
+it passes for a known one with probability 2**-16. To tell ids of 64 arbitrary bits apart exactly takes about 41 bits
+each at 10 M rows; there, this index spends 19.5.
 
 A segment directory appears by one rename, whole, and never changes afterwards.
 """
@@ -70,7 +72,7 @@ class Segment:
         parameters = np.array(
             [
                 seed_mask(index["seed"]), seed_mask(spec.hash_seed), index["part_shift"], index["pilots"],
-                index["slots"], spec.rows - spec.buckets, spec.buckets,
+                index["slots"], spec.rows - spec.buckets, spec.buckets, 64 - 8 * index["print_bytes"],
             ],
             np.uint64,
         )
@@ -107,7 +109,7 @@ class Segment:
                     f"{directory / name} is corrupted", expected=f"sha256 {expected}", got=got, remedy=_REMEDY
                 )
         arrays = {name: _mapped(directory / name, populate=verify) for name in ARRAYS}
-        shape = spec.rows, row_stride(spec.row_bytes)
+        shape = spec.rows, row_stride(spec.row_bytes, header["index"]["print_bytes"])
         if arrays["rows.npy"].shape != shape:
             raise IntegrityError(
                 f"{directory / 'rows.npy'} does not fit its header", expected=str(shape),

@@ -5,16 +5,16 @@ from numba import njit
 
 from pipelines.contracts.perfect_hash import fingerprint, load64, prefetch, slot_of, store64
 
-__all__ = ["FINGERPRINT_BYTES", "MIN_ROW_BYTES", "PARAMETERS", "copy_words", "gather", "locate", "row_stride"]
+__all__ = ["MIN_ROW_BYTES", "PARAMETERS", "copy_words", "gather", "locate", "row_stride"]
 
-FINGERPRINT_BYTES = 2
 MIN_ROW_BYTES = 8
 """Stored rows are at least a machine word long, so that they can be copied by words."""
-PARAMETERS = ("seed_mask", "bucket_mask", "part_shift", "pilots", "slots", "vocabulary_rows", "buckets")
+PARAMETERS = ("seed_mask", "bucket_mask", "part_shift", "pilots", "slots", "vocabulary_rows", "buckets", "print_shift")
 """Order of the numbers that the kernels take as one uint64 array.
 
 seed_mask, bucket_mask: what ids are xored with before they are hashed, for the index and for the id rule's buckets;
-part_shift: the part of a hash is `hash >> 1 >> part_shift`; pilots, slots: of each part.
+part_shift: the part of a hash is `hash >> 1 >> part_shift`; pilots, slots: of each part; print_shift: how many low bits
+of the word that ends with a row's print are not of the print.
 """
 
 _BLOCK = 128  # ids under way at once: enough for their cache misses to overlap, few enough to stay in the first level
@@ -23,9 +23,9 @@ _U1, _U32, _MASK_32 = np.uint64(1), np.uint64(32), np.uint64(0xFFFFFFFF)
 _MULTIPLY_1, _MULTIPLY_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
-def row_stride(row_bytes: int) -> int:
+def row_stride(row_bytes: int, print_bytes: int) -> int:
     """Bytes from one stored row to the next."""
-    return max(row_bytes, MIN_ROW_BYTES) + FINGERPRINT_BYTES
+    return max(row_bytes, MIN_ROW_BYTES) + print_bytes
 
 
 @njit(nogil=True, cache=True)
@@ -75,8 +75,9 @@ def _find_block(ids, base, count, parameters, parts, pilots, remap, rows, stride
 
 
 @njit(nogil=True, cache=True)
-def _has_print(rows, at, hashed):
-    return (np.uint16(rows[at]) | (np.uint16(rows[at + 1]) << np.uint16(8))) == fingerprint(hashed)
+def _has_print(rows, end, hashed, print_shift):
+    """Whether the row that ends, print and all, before byte `end` is marked with the top bits of the hash's print."""
+    return (load64(rows, end - 8) ^ fingerprint(hashed)) >> print_shift == 0
 
 
 @njit(nogil=True, cache=True)
@@ -105,7 +106,7 @@ def locate(ids, parameters, parts, pilots, remap, rows, stride, out):
             _find_block(ids, base, count, parameters, parts, pilots, remap, rows, stride, positions, prints, waiting)
         for i in range(count):
             position = np.int64(positions[i])
-            known = vocabulary_rows > 0 and _has_print(rows, (position + 1) * stride - FINGERPRINT_BYTES, prints[i])
+            known = vocabulary_rows > 0 and _has_print(rows, (position + 1) * stride, prints[i], parameters[7])
             if known and not _names_bucket(ids[base + i], parameters):
                 out[base + i] = position
             elif buckets:
@@ -125,7 +126,7 @@ def gather(ids, parameters, parts, pilots, remap, rows, stride, default, row_byt
         out: uint8, at least (B * row_bytes + MIN_ROW_BYTES,): a row shorter than that is copied with what follows it,
             which the next row overwrites.
     """
-    size = stride - FINGERPRINT_BYTES
+    size = max(row_bytes, MIN_ROW_BYTES)
     positions, prints, waiting = np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.int64)
     vocabulary_rows, buckets = parameters[5], parameters[6]
     for base in range(0, len(ids), _BLOCK):
@@ -134,7 +135,7 @@ def gather(ids, parameters, parts, pilots, remap, rows, stride, default, row_byt
             _find_block(ids, base, count, parameters, parts, pilots, remap, rows, stride, positions, prints, waiting)
         for i in range(count):
             start = np.int64(positions[i]) * stride
-            known = vocabulary_rows > 0 and _has_print(rows, start + size, prints[i])
+            known = vocabulary_rows > 0 and _has_print(rows, start + stride, prints[i], parameters[7])
             if buckets and (not known or _names_bucket(ids[base + i], parameters)):
                 start, known = _bucket_row(ids[base + i], parameters) * stride, True
             found[base + i] = known

@@ -28,7 +28,7 @@ from pipelines.contracts.hashing import hash64
 from pipelines.contracts.perfect_hash import BUCKET_KEYS, LOAD, build_part, fingerprint, store64
 from pipelines.contracts.sealed import write_sealed
 from pipelines.contracts.segment import FORMAT, HEADER_NAME
-from pipelines.contracts.segment_index import FINGERPRINT_BYTES, copy_words, row_stride
+from pipelines.contracts.segment_index import MIN_ROW_BYTES, copy_words, row_stride
 from pipelines.contracts.spec import TableSpec
 from pipelines.contracts.table_batches import checked_batches
 
@@ -38,29 +38,34 @@ SEED = 0  # of the index's hash; recorded in every segment
 PART_KEYS = 40_000  # at most this many expected in a part, so that none comes near the most a part may have
 GROUP_BYTES = 128 << 20  # of records in memory at a time
 HASH_BYTES = 8
+EXACT_ROWS = 4_000_000  # up to here six bytes more a row are cheap, and every unknown id is recognized
 
 
 def write_segment(
     directory: Path, *, spec: TableSpec, version: int, manifest_sha256: str, batches: Iterable[pa.RecordBatch],
-    group_bytes: int = GROUP_BYTES,
+    group_bytes: int = GROUP_BYTES, exact_rows: int = EXACT_ROWS,
 ) -> None:
     """Stream record batches (`id` int64 ascending, `row` fixed-size binary) into a new segment.
 
     Memory is a few times `group_bytes`, whatever the table's size. `directory` appears only when every row has been
     written, counted and flushed.
 
+    Args:
+        exact_rows: a table of up to this many rows recognizes every unknown id; a larger one all but one in 65,536.
+
     Raises:
         InvalidTable: the ids are not strictly increasing or not those of the id rule, a row has another width, or the
             count is not the spec's.
         OSError: `directory` exists already, or the disk refuses.
     """
-    stored_bytes = row_stride(spec.row_bytes) - FINGERPRINT_BYTES
+    print_bytes = 8 if spec.rows <= exact_rows else 2
+    stored_bytes, stride = max(spec.row_bytes, MIN_ROW_BYTES), row_stride(spec.row_bytes, print_bytes)
     with creating_directory(directory) as staging, ExitStack() as stack:
         records = stack.enter_context(_Records(staging, spec.rows - spec.buckets, stored_bytes, group_bytes))
-        rows = stack.enter_context(_ArrayFile(staging / "rows.npy", (spec.rows, row_stride(spec.row_bytes))))
+        rows = stack.enter_context(_ArrayFile(staging / "rows.npy", (spec.rows, stride)))
         for ids, packed in checked_batches(batches, spec):
             head = int(np.searchsorted(ids, 0)) if spec.buckets else 0
-            rows.append(np.pad(packed[:head], ((0, 0), (0, rows.shape[1] - spec.row_bytes))))
+            rows.append(np.pad(packed[:head], ((0, 0), (0, stride - spec.row_bytes))))
             if stored_bytes > spec.row_bytes:
                 packed = np.pad(packed, ((0, 0), (0, stored_bytes - spec.row_bytes)))
             records.add(hash64(ids[head:], SEED), packed[head:])
@@ -79,6 +84,7 @@ def _write_index(staging: Path, records: "_Records", rows: "_ArrayFile") -> dict
     counts = records.part_counts
     slots = max(1, int(np.ceil(counts.max() / LOAD)))
     pilots = max(1, int(np.ceil(records.keys / len(counts) / BUCKET_KEYS)))
+    print_bytes = rows.shape[1] - records.row_bytes
     parts = np.zeros((len(counts) + 1, 2), np.uint64)
     parts[1:, 0] = np.cumsum(counts)
     with (
@@ -89,7 +95,7 @@ def _write_index(staging: Path, records: "_Records", rows: "_ArrayFile") -> dict
     ):
         for first_part, group in records.groups():
             group_counts = counts[first_part : first_part + records.parts_of_group]
-            built = _build_group(group, first_part, group_counts, records, slots, pilots, pool)
+            built = _build_group(group, first_part, group_counts, records, slots, pilots, print_bytes, pool)
             parts[first_part : first_part + len(group_counts), 1] = built.salts
             rows.append(built.rows)
             pilot_file.append(built.pilots)
@@ -97,7 +103,10 @@ def _write_index(staging: Path, records: "_Records", rows: "_ArrayFile") -> dict
         parts_file.append(parts)
         files = {"rows.npy": rows, "parts.npy": parts_file, "pilots.npy": pilot_file, "remap.npy": remap_file}
         return {
-            "index": {"seed": SEED, "part_shift": records.part_shift, "pilots": pilots, "slots": slots},
+            "index": {
+                "seed": SEED, "part_shift": records.part_shift, "pilots": pilots, "slots": slots,
+                "print_bytes": print_bytes,
+            },
             "files": {name: file.close() for name, file in files.items()},
         }
 
@@ -113,7 +122,7 @@ class _Group(NamedTuple):
 
 def _build_group(
     group: np.ndarray, first_part: int, counts: np.ndarray, records: "_Records", slots: int, pilots: int,
-    pool: ThreadPoolExecutor,
+    print_bytes: int, pool: ThreadPoolExecutor,
 ) -> _Group:
     """Build the parts of one group, side by side."""
     bounds = np.concatenate([[0], np.cumsum(counts)])
@@ -122,7 +131,7 @@ def _build_group(
     order = _order_by_part(hashes, records.part_shift, first_part, bounds)
     built = _Group(
         salts=[],
-        rows=np.empty(len(hashes) * (stored_bytes + FINGERPRINT_BYTES), np.uint8),
+        rows=np.empty(len(hashes) * (stored_bytes + print_bytes), np.uint8),
         pilots=np.empty(len(counts) * pilots, np.uint8),
         remap=np.empty(len(counts) * slots - len(hashes), np.uint16),
     )
@@ -130,7 +139,7 @@ def _build_group(
     def build(part: int) -> int:
         start, end = bounds[part], bounds[part + 1]
         return _place_part(
-            hashes, order[start:end], group, stored_bytes, start, slots,
+            hashes, order[start:end], group, stored_bytes, print_bytes, start, slots,
             built.pilots[part * pilots : (part + 1) * pilots],
             built.remap[part * slots - start : (part + 1) * slots - end], built.rows,
         )
@@ -267,14 +276,14 @@ def _order_by_part(hashes, part_shift, first_part, bounds):
 
 
 @njit(nogil=True, cache=True)
-def _place_part(hashes, members, records, row_bytes, start, slots, pilots, remap, out):
+def _place_part(hashes, members, records, row_bytes, print_bytes, start, slots, pilots, remap, out):
     """Build the perfect hash of one part and put its rows, each with its print, where lookups will find them.
 
     Args:
         records: uint8 (n * (HASH_BYTES + row_bytes),) of the whole group; `members` are those of the part.
-        out: uint8 (n * (row_bytes + FINGERPRINT_BYTES),); the part's rows begin at row `start`.
+        out: uint8 (n * (row_bytes + print_bytes),); the part's rows begin at row `start`.
     """
-    n, record_bytes, stride = len(members), HASH_BYTES + row_bytes, row_bytes + FINGERPRINT_BYTES
+    n, record_bytes, stride = len(members), HASH_BYTES + row_bytes, row_bytes + print_bytes
     keys, places = np.empty(n, np.uint64), np.empty(n, np.uint16)
     for i in range(n):
         keys[i] = hashes[members[i]]
@@ -283,8 +292,6 @@ def _place_part(hashes, members, records, row_bytes, start, slots, pilots, remap
         return salt
     for i in range(n):
         to = (start + np.int64(places[i])) * stride
+        store64(out, to + stride - 8, fingerprint(keys[i]))  # of which the row overwrites all but its print
         copy_words(records, np.int64(members[i]) * record_bytes + HASH_BYTES, out, to, row_bytes)
-        mark = fingerprint(keys[i])
-        out[to + row_bytes] = np.uint8(mark & np.uint16(255))
-        out[to + row_bytes + 1] = np.uint8(mark >> np.uint16(8))
     return salt

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipelines.contracts.durable import creating_directory, replacing_file, sha256_of
+from pipelines.contracts.durable import creating_directory, flush, replacing_file, sha256_of
 from pipelines.contracts.errors import FacetError, IntegrityError, VersionConflict, VersionInUse, VersionNotFound
 from pipelines.contracts.locks import locked
 from pipelines.contracts.manifest import MANIFEST_NAME, Manifest
@@ -220,7 +220,7 @@ class VersionStore:
             retirement = Retirement.of(directory)
             retirement.write(directory / RETIRED_NAME)
             (directory / MANIFEST_NAME).unlink()
-            _flush(directory)
+            flush(directory)
         return retirement
 
     def retired(self) -> list[int]:
@@ -295,11 +295,3 @@ def _user() -> str:
     except (KeyError, OSError):  # a user without a name, as in some containers
         name = f"uid {os.getuid()}"
     return f"{name}@{socket.gethostname()}"
-
-
-def _flush(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
