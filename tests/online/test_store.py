@@ -1,12 +1,24 @@
 import asyncio
 import logging
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 
 import pandas as pd
 import pytest
 from feast import FeatureStore
 from feast.errors import FeatureViewNotFoundException
+from feast.infra.online_stores.online_store import OnlineStore
+from feast.infra.online_stores.sqlite import SqliteOnlineStore
+from feast.protos.feast.types.Value_pb2 import RepeatedValue, Value
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from pipelines.contracts.errors import IntegrityError, InvalidConfig, VersionNotFound
+from online.store import FacetOnlineStore, RequestRefused
+from pipelines.contracts.errors import IntegrityError, VersionNotFound
+from pipelines.contracts.segment import Segment
 from tests.cases import RowReaderCases
 from tests.releases import AS_OF, FeastRepository, entity_ids, published_rows
 
@@ -73,9 +85,22 @@ def test_rows_of_a_version_cannot_be_written(workspace_with_versions: FeastRepos
     store, ids = workspace_with_versions.store(), entity_ids("item", 200)[:1].tolist()
     before = ask(store, 1, "item.kge", ids)
     frame = pd.DataFrame({"item": ids, "row": [b"\0" * 10], "event_timestamp": [AS_OF]})
-    with pytest.raises(InvalidConfig, match=r"item_kge__v1.*immutable.*Publish a new version"):
+    refused = r"item_kge__v1.*immutable.*Publish a new version"
+    with pytest.raises(RequestRefused, match=refused):
         store.write_to_online_store("item_kge__v1", df=frame)
+    with pytest.raises(RequestRefused, match=refused):
+        asyncio.run(store.write_to_online_store_async("item_kge__v1", df=frame))
     assert ask(store, 1, "item.kge", ids) == before
+
+
+@pytest.mark.parametrize("key", ["item", "id"])
+def test_a_versions_file_cannot_be_written_through_the_offline_store(own_workspace: FeastRepository, key: str) -> None:
+    """Feast's DuckDB store would rewrite the whole file; it cannot, because its rows have a fixed width."""
+    store, file = own_workspace.store(), own_workspace.workspace.versions.path(1) / "tables" / "item.kge.parquet"
+    before, frame = file.read_bytes(), pd.DataFrame({key: [7], "row": [b"\0" * 10], "event_timestamp": [AS_OF]})
+    with pytest.raises((ValueError, KeyError)):
+        store.write_to_offline_store("item_kge__v1", frame)
+    assert file.read_bytes() == before
 
 
 def test_rows_of_a_context_view_can_be_written(own_workspace: FeastRepository) -> None:
@@ -108,7 +133,7 @@ def test_an_altered_segment_is_refused_by_name_and_other_versions_still_answer(o
 
 def test_retiring_a_version_deletes_its_segments_and_no_others(own_workspace: FeastRepository) -> None:
     workspace = own_workspace.workspace
-    (workspace.versions.path(1) / "manifest.json").unlink()
+    workspace.versions.retire(1)
     own_workspace.apply()
     assert not workspace.segment(1, "item.kge").exists() and workspace.segment(2, "item.kge").is_dir()
     store = own_workspace.store()
@@ -141,3 +166,312 @@ def test_teardown_deletes_what_can_be_materialized_again_and_nothing_else(own_wo
     own_workspace.apply()
     own_workspace.materialize()
     assert ask(own_workspace.store(), 1, "item.kge", entity_ids("item", 200)[:1].tolist()) != [None]
+
+
+# Everything that Feast's interface has, and what becomes of it here: `ours`, or inherited and why that is right.
+REVIEWED = {
+    "async_supported": "ours",
+    "initialize": "ours",
+    "close": "ours",
+    "online_read": "ours",
+    "online_read_async": "ours",
+    "online_write_batch": "ours",
+    "online_write_batch_async": "ours",
+    "update": "ours",
+    "teardown": "ours",
+    "retrieve_online_documents": "ours",
+    "retrieve_online_documents_v2": "ours",
+    "_read_features_per_fv": "ours",
+    "_read_features_per_fv_async": "ours",
+    "plan": "what `feast plan` shows to be created; `update` creates it, and Feast records it for its own SQLite only",
+    "get_online_features": "calls _read_features_per_fv",
+    "get_online_features_async": "calls _read_features_per_fv_async",
+    "read_precomputed_vectors": "calls online_read with a view of no tags, hence the stock store's",
+    "read_precomputed_vectors_async": "calls read_precomputed_vectors in a thread",
+    "write_precomputed_vector": "calls online_write_batch with a view of no tags, hence the stock store's",
+    "_check_versioned_read_support": "refuses `view@vN`: Feast's versions of schemas, which these views do not use",
+    "_is_versioned_read_supported": "see _check_versioned_read_support",
+    "_versioned_read_supported": "see _check_versioned_read_support",
+    "_build_feature_types": "reads no store",
+    "_compute_expected_feature_names": "reads no store",
+    "_try_precomputed_fast_path": "reads no store",
+}
+
+
+def test_nothing_in_feasts_interface_was_overlooked() -> None:
+    interface = {name for name in vars(OnlineStore) if not name.startswith("__") and name != "_abc_impl"}
+    assert interface == set(REVIEWED)
+    assert {name for name, what in REVIEWED.items() if what == "ours"} == interface & set(vars(FacetOnlineStore))
+
+
+class ReadFeastsWay(FacetOnlineStore):
+    """The same store read as Feast reads a store that has only `online_read`."""
+
+    _read_features_per_fv = OnlineStore._read_features_per_fv
+    _read_features_per_fv_async = OnlineStore._read_features_per_fv_async
+
+
+@contextmanager
+def online_store(store: FeatureStore, replacement: FacetOnlineStore) -> Iterator[None]:
+    provider = store._get_provider()
+    before, provider._online_store = provider.online_store, replacement
+    try:
+        yield
+    finally:
+        provider._online_store = before
+
+
+REFERENCES = [
+    "user_item_context:events", "item_kge__v1:row", "user_kge__v1:row", "item_context:events_7d", "item_kge__v2:row",
+    "item_contrastive__v2:row", "user_context:last_event", "item_context:first_event",
+]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_the_response_is_the_one_feast_would_have_made(
+    workspace_with_versions: FeastRepository, data: st.DataObject
+) -> None:
+    """Byte for byte, for any mixture of views, versions, repeated and unknown ids; awaited or not."""
+    store = workspace_with_versions.store()
+    known = [entity_ids(entity, 200)[:8].tolist() for entity in ("user", "item")]
+    ids = st.sampled_from([-(2**63), -1, 0, 2**63 - 1, *known[0], *known[1]])
+    pairs = data.draw(st.lists(st.tuples(ids, ids), min_size=1, max_size=12))
+    request = {
+        "features": data.draw(st.lists(st.sampled_from(REFERENCES), min_size=1, unique=True)),
+        "entity_rows": {"user": [user for user, _ in pairs], "item": [item for _, item in pairs]},
+        "full_feature_names": True,
+        "include_feature_view_version_metadata": data.draw(st.booleans()),
+    }
+    with online_store(store, ReadFeastsWay()):
+        expected = store.get_online_features(**request).proto
+    assert store.get_online_features(**request).proto == expected
+    assert asyncio.run(store.get_online_features_async(**request)).proto == expected
+
+
+def test_a_service_of_several_tables_beside_context_of_both_entities(workspace_with_versions: FeastRepository) -> None:
+    store, workspace = workspace_with_versions.store(), workspace_with_versions.workspace
+    users, items = (entity_ids(entity, 200)[:3].tolist() for entity in ("user", "item"))
+    features = [f"{view_name(2, table)}:row" for table in ("user.kge", "item.kge")] + ["user_item_context:events"]
+    answer = store.get_online_features(
+        features=features, entity_rows={"user": [*users, users[0]], "item": [*items, -1]}, full_feature_names=True
+    ).to_dict()
+    user_rows, item_rows = (
+        [row.tobytes() for row in published_rows(workspace, 2, table)[1][:3]] for table in ("user.kge", "item.kge")
+    )
+    assert answer["user_kge__v2__row"] == [*user_rows, user_rows[0]]
+    assert answer["item_kge__v2__row"] == [*item_rows, None]
+    assert answer["user_item_context__events"] == [10.0, 11.0, 12.0, None]
+
+
+@pytest.mark.parametrize("kind", [{"string_val": "7"}, {"int32_val": 7}, {"double_val": 7.0}, {}])
+def test_an_id_of_another_type_is_refused_and_not_read_as_zero(
+    workspace_with_versions: FeastRepository, kind: dict
+) -> None:
+    store = workspace_with_versions.store()
+    values = RepeatedValue(val=[Value(int64_val=0), Value(**kind)])
+    refused = rf"item_kge__v1.*64-bit integers.*{(next(iter(kind), 'null')).removesuffix('_val')} at row 1"
+    with pytest.raises(RequestRefused, match=refused):
+        store.get_online_features(features=["item_kge__v1:row"], entity_rows={"item": values})
+
+
+@pytest.mark.parametrize("ids", [["abc"], [7, "abc"], [2**63], [None], [7, None], [[7]]])
+def test_what_is_no_id_at_all_is_an_error(workspace_with_versions: FeastRepository, ids: list) -> None:
+    store = workspace_with_versions.store()
+    with pytest.raises((ValueError, TypeError, RequestRefused)):
+        ask(store, 1, "item.kge", ids)
+
+
+def test_no_ids_give_no_rows_and_the_wrong_entity_is_named(workspace_with_versions: FeastRepository) -> None:
+    store = workspace_with_versions.store()
+    assert ask(store, 1, "item.kge", []) == []
+    with pytest.raises(RequestRefused, match=r"item_kge__v1: expected ids of item, got ids of user"):
+        store.get_online_features(features=["item_kge__v1:row"], entity_rows={"user": [1]})
+
+
+def test_vector_search_is_refused_for_rows_and_left_to_the_stock_store_for_others(
+    workspace_with_versions: FeastRepository,
+) -> None:
+    store = workspace_with_versions.store()
+    for search in (store.retrieve_online_documents, store.retrieve_online_documents_v2):
+        with pytest.raises(RequestRefused, match=r"cannot search item_kge__v1.*get_online_features"):
+            search(features=["item_kge__v1:row"], query=[0.0] * 12, top_k=3)
+        with pytest.raises(ValueError, match=r"in the online store config"):  # SQLite's own words
+            search(features=["item_context:events_7d"], query=[0.0], top_k=3)
+
+
+def test_many_awaited_reads_of_all_kinds_at_once(workspace_with_versions: FeastRepository) -> None:
+    store = workspace_with_versions.store()
+    users, items = (entity_ids(entity, 200)[:30].tolist() for entity in ("user", "item"))
+    request = {"features": REFERENCES, "entity_rows": {"user": users, "item": items}, "full_feature_names": True}
+    expected = store.get_online_features(**request).to_dict()
+
+    async def all_at_once() -> list:
+        return await asyncio.gather(*(store.get_online_features_async(**request) for _ in range(100)))
+
+    assert all(answer.to_dict() == expected for answer in asyncio.run(all_at_once()))
+
+
+def test_a_version_being_opened_keeps_nobody_waiting_who_reads_another(
+    own_workspace: FeastRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hashing a large segment takes minutes; more readers wait for it here than the event loop has threads."""
+    store, ids = own_workspace.store(), entity_ids("item", 200)[:5].tolist()
+    expected = {version: ask(own_workspace.store(), version, "item.kge", ids) for version in (1, 2)}
+    hashed, opened, open_segment = threading.Event(), [], Segment.open
+
+    def open_slowly(directory: Path, **options) -> Segment:
+        opened.append(directory)
+        if directory.parent.name == "2":
+            assert hashed.wait(timeout=60)
+        return open_segment(directory, **options)
+
+    monkeypatch.setattr(Segment, "open", open_slowly)
+
+    async def read(version: int) -> list[bytes | None]:
+        reference = f"{view_name(version, 'item.kge')}:row"
+        answer = await store.get_online_features_async(features=[reference], entity_rows={"item": ids})
+        return answer.to_dict()["row"]
+
+    async def scenario() -> None:
+        waiting = [asyncio.create_task(read(2)) for _ in range(64)]
+        try:
+            assert await asyncio.wait_for(read(1), timeout=30) == expected[1]
+            assert not any(task.done() for task in waiting)
+        finally:
+            hashed.set()
+        assert await asyncio.gather(*waiting) == [expected[2]] * 64
+
+    asyncio.run(scenario())
+    assert len(opened) == 2
+
+
+def test_a_client_that_goes_away_takes_nothing_from_those_who_wait_for_the_same_rows(
+    own_workspace: FeastRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cancelling must not reach what they share: a segment that has not begun to open could still be cancelled."""
+    store, hashed, open_segment = own_workspace.store(), threading.Event(), Segment.open
+    user, expected = int(entity_ids("user", 200)[0]), published_rows(own_workspace.workspace, 2, "user.kge")[1][0]
+
+    def open_slowly(directory: Path, **options) -> Segment:
+        assert hashed.wait(timeout=60)
+        return open_segment(directory, **options)
+
+    monkeypatch.setattr(Segment, "open", open_slowly)
+    monkeypatch.setattr(store._get_provider().online_store, "_openers", ThreadPoolExecutor(1))
+
+    async def scenario() -> list:
+        reads = [
+            asyncio.create_task(store.get_online_features_async(features=[f"{view}:row"], entity_rows={"user": [user]}))
+            for view in ("user_contrastive__v2", "user_kge__v2", "user_kge__v2")  # the first keeps the only opener busy
+        ]
+        while len(store._get_provider().online_store._readers) < 2:
+            await asyncio.sleep(0)
+        reads[1].cancel()
+        await asyncio.wait(reads[1:2])
+        hashed.set()
+        await asyncio.wait(reads)
+        assert not reads[2].cancelled()
+        return reads[2].result().to_dict()["row"]
+
+    assert asyncio.run(scenario()) == [expected.tobytes()]
+
+
+def test_a_slow_context_store_keeps_no_embedding_waiting(
+    workspace_with_versions: FeastRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, item = workspace_with_versions.store(), int(entity_ids("item", 200)[0])
+    expected, answered = ask(store, 1, "item.kge", [item]), threading.Event()
+    read_sqlite = SqliteOnlineStore.online_read
+
+    def read_slowly(*arguments, **named):
+        assert answered.wait(timeout=60)
+        return read_sqlite(*arguments, **named)
+
+    monkeypatch.setattr(SqliteOnlineStore, "online_read", read_slowly)
+
+    async def read(reference: str) -> list:
+        answer = await store.get_online_features_async(features=[reference], entity_rows={"item": [item]})
+        return answer.to_dict()[reference.partition(":")[2]]
+
+    async def scenario() -> list:
+        waiting = [asyncio.create_task(read("item_context:events_7d")) for _ in range(64)]
+        try:
+            assert await asyncio.wait_for(read("item_kge__v1:row"), timeout=30) == expected
+        finally:
+            answered.set()
+        return await asyncio.gather(*waiting)
+
+    assert asyncio.run(scenario()) == [[10.0]] * 64
+
+
+def test_rows_written_into_a_context_view_at_the_same_time_all_arrive(own_workspace: FeastRepository) -> None:
+    """Feast's SQLite store shares one connection between threads: without turns, rows are lost."""
+    store, users = own_workspace.store(), range(10**6, 10**6 + 240)
+
+    def frame(user: int) -> pd.DataFrame:
+        features = {"events_7d": 1.0, "events_30d": user, "active_days_30d": 3.0, "last_event": 4.0}
+        return pd.DataFrame([{"user": user, "event_timestamp": AS_OF, **features}])
+
+    async def await_half() -> None:
+        writes = (store.write_to_online_store_async("user_context", df=frame(user)) for user in users[::2])
+        await asyncio.gather(*writes)
+
+    with ThreadPoolExecutor(8) as pool:
+        awaited = pool.submit(asyncio.run, await_half())
+        for written in pool.map(lambda user: store.write_to_online_store("user_context", df=frame(user)), users[1::2]):
+            assert written is None
+        awaited.result()
+    answer = store.get_online_features(features=["user_context:events_30d"], entity_rows={"user": list(users)})
+    assert answer.to_dict()["events_30d"] == [float(user) for user in users]
+
+
+def test_what_appears_or_is_repaired_later_is_read_by_the_same_store(own_workspace: FeastRepository) -> None:
+    directory = own_workspace.workspace.segment(2, "item.kge")
+    hidden, store, ids = directory.with_name("elsewhere"), own_workspace.store(), entity_ids("item", 200)[:2].tolist()
+    directory.rename(hidden)
+    with pytest.raises(VersionNotFound, match="feast materialize"):
+        ask(store, 2, "item.kge", ids)
+    hidden.rename(directory)
+    content = (directory / "rows.npy").read_bytes()
+    (directory / "rows.npy").write_bytes(content[:-1])
+    with pytest.raises(IntegrityError, match=r"rows\.npy is corrupted"):
+        ask(store, 2, "item.kge", ids)
+    (directory / "rows.npy").write_bytes(content)
+    rows = published_rows(own_workspace.workspace, 2, "item.kge")[1][:2]
+    assert ask(store, 2, "item.kge", ids) == [row.tobytes() for row in rows]
+
+
+def mapped(repository: FeastRepository) -> set[int]:
+    """Versions whose rows this process has mapped."""
+    prefix = f"{repository.workspace.segments.resolve()}/"
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return {int(line.partition(prefix)[2].partition("/")[0]) for line in lines if prefix in line}
+
+
+def test_a_retired_version_is_let_go_when_the_next_one_is_opened(own_workspace: FeastRepository) -> None:
+    """A process that keeps deleted rows mapped keeps their disk space."""
+    store, ids = own_workspace.store(), entity_ids("item", 200)[:1].tolist()
+    ask(store, 1, "item.kge", ids)
+    assert mapped(own_workspace) == {1}
+    own_workspace.workspace.versions.retire(1)
+    own_workspace.apply()
+    ask(store, 2, "item.kge", ids)
+    assert mapped(own_workspace) == {2}
+
+
+def test_a_closed_store_lets_go_of_everything_and_can_be_read_again(own_workspace: FeastRepository) -> None:
+    store, ids = own_workspace.store(), entity_ids("item", 200)[:2].tolist()
+
+    async def lifetime() -> list:
+        await store.initialize()
+        answer = await store.get_online_features_async(
+            features=["item_kge__v1:row", "item_context:events_7d"], entity_rows={"item": ids}
+        )
+        assert mapped(own_workspace) == {1}
+        await store.close()
+        return answer.to_dict()["row"]
+
+    rows = asyncio.run(lifetime())
+    assert mapped(own_workspace) == set()
+    assert ask(store, 1, "item.kge", ids) == rows
