@@ -68,8 +68,9 @@ class OfflineVersion:
         return self.manifest.sha256
 
     def rows(self, spec: TableSpec, ids: np.ndarray) -> np.ndarray:
-        """Dequantized rows, float32 (P, D), of ids int64 (P,); the default row for an id the version does not have."""
+        """Dequantized rows, float32 (P, D), of ids int64 (P,) by the table's id rule: own, bucket's or default row."""
         known, packed = self._tables[spec.name]
+        ids = spec.rule.stored_ids(ids, vocabulary=known[spec.buckets :])
         default = np.frombuffer(spec.default_row_bytes, np.uint8)
         if not len(known):
             return codec(spec.quantization).decode(np.tile(default, (len(ids), 1)), spec.dim)

@@ -21,6 +21,7 @@ from pipelines.contracts.errors import InvalidConfig, InvalidEvents
 from training.config import require_positive
 from training.epochs import Fitting, fingerprint_of
 from training.facet_io import require_export, scaled, write_facet
+from training.ids import RunIds
 from training.losses import find_loss, log_expected_count
 from training.retrieval import top_k_quality
 from training.sampling import KnownPairs, epoch_order, generator
@@ -75,7 +76,7 @@ class Pairs:
     """Positive pairs as row numbers, split in time.
 
     Attributes:
-        user_ids, item_ids: int64 (U,), (N,), ascending: the ids that occur before the cut, which are the tables' rows.
+        user_ids, item_ids: int64 (U,), (N,), ascending: the stored ids that occur before the cut: the tables' rows.
         user, item: int64 (P,): row numbers of each pair before the cut.
         held_user, held_item: int64 (H,): distinct pairs from the cut on that are new: not among those before it.
     """
@@ -88,15 +89,21 @@ class Pairs:
     held_item: np.ndarray
 
     @classmethod
-    def read(cls, path: Path, *, cut: datetime | None) -> "Pairs":
+    def read(cls, path: Path, *, cut: datetime | None, ids: RunIds | None = None) -> "Pairs":
         """Read `pairs.parquet`; pairs at `cut` or later are held out (None: none are).
+
+        Pairs that became equal because their ids share a bucket all stay, as those of several days do: each was a day
+        on which something happened.
+
+        Args:
+            ids: which ids share a row; by default none do.
 
         Raises:
             InvalidEvents: there is no pair before the cut.
         """
         table = pq.read_table(path, columns=["user", "item", "event_timestamp"])
         moments = table["event_timestamp"].to_numpy().astype("datetime64[us]")
-        user, item = table["user"].to_numpy(), table["item"].to_numpy()
+        user, item = ((ids or RunIds()).stored(entity, table[entity].to_numpy()) for entity in ("user", "item"))
         early = np.ones(len(user), bool) if cut is None else moments < np.datetime64(cut.replace(tzinfo=None), "us")
         if not early.any():
             raise InvalidEvents(
@@ -192,11 +199,12 @@ class ContrastiveBatches:
 
 def train_contrastive(
     pairs_path: Path, directory: Path, config: ContrastiveConfig, *, tables: TableOptions, window_end: datetime,
-    seed: int, processes: Processes,
+    seed: int, processes: Processes, ids: RunIds | None = None,
 ) -> None:
     """Train the facet and write it to `directory`: `user.safetensors`, `item.safetensors`, `metrics.json`.
 
     Args:
+        ids: which ids share a row; by default none do.
         window_end: end of the pretraining window; the `holdout_days` before it are measured on, not trained on.
 
     Raises:
@@ -205,14 +213,15 @@ def train_contrastive(
     """
     started = time.perf_counter()
     cut = window_end - timedelta(days=config.holdout_days) if config.holdout_days else None
-    pairs = Pairs.read(pairs_path, cut=cut)
+    ids = ids or RunIds()
+    pairs = Pairs.read(pairs_path, cut=cut, ids=ids)
     batches = ContrastiveBatches(pairs, config, seed=seed, processes=processes)
     module = ContrastiveModel(config, users=len(pairs.user_ids), items=len(pairs.item_ids))
     model = ShardedModel(module, tables, learning_rate=config.table_learning_rate, processes=processes)
     for table in ("user", "item"):
         model.init_rows(table, std=config.init_std, seed=seed)
     measure = _Holdout(pairs, config, model, seed=seed)
-    settings = {"facet": "contrastive", "seed": seed, **asdict(config), "tables": asdict(tables)}
+    settings = {"facet": "contrastive", "seed": seed, **asdict(config), "tables": asdict(tables), "ids": ids.describe()}
     fitting = Fitting(
         model, config.dense_learning_rate, directory.with_name(f"{directory.name}.partial.safetensors"),
         fingerprint_of({**settings, "epochs": None}, pairs.user, pairs.item),

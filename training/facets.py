@@ -9,6 +9,7 @@ from pipelines.contracts.runspec import FACETS, RunSpec
 from pipelines.contracts.workspace import Workspace
 from training.config import load_section
 from training.facet_io import METRICS_NAME
+from training.ids import RunIds, load_ids, require_same_ids
 
 __all__ = ["pretrain_facet"]
 
@@ -32,7 +33,8 @@ def pretrain_facet(
         The facet's folder, `Run.facet(facet, seed)`.
 
     Raises:
-        InvalidConfig: an unknown facet, a bad option, or an output folder that cannot be written.
+        InvalidConfig: an unknown facet, a bad option, an output folder that cannot be written, or a complete facet of
+            other id rules.
         NotPrepared: the run has not been prepared.
         InvalidEvents: nothing to train on.
         InvalidTable: the loss is not finite; nothing is written.
@@ -57,14 +59,16 @@ def pretrain_facet(
         from training.kge.train import KgeConfig as Config
         from training.kge.train import train_kge as train
     section = load_section(facet, Config, config)
+    ids = RunIds.of(workspace, files, load_ids(config))
     if (directory / METRICS_NAME).exists() and not force:
+        require_same_ids(directory / METRICS_NAME, ids, pretrain=f"facet pretrain {facet} --run {run} --seed {seed}")
         log.info("%s is complete; --force trains it again", directory)
         return directory
     require_writable(directory.parent)
     with process_group() as processes:
         train(
             source, directory, section, tables=tables, window_end=spec.windows.pretrain.end_time, seed=seed,
-            processes=processes,
+            processes=processes, ids=ids,
         )
         processes.wait()
         if processes.is_first:

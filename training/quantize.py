@@ -3,22 +3,21 @@
 import json
 import logging
 import shutil
-from datetime import datetime
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import fbgemm_gpu  # noqa: F401  registers the operators
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
 from pipelines.contracts.durable import creating_directory, require_writable
+from pipelines.contracts.errors import InvalidTable
 from pipelines.contracts.manifest import Manifest
 from pipelines.contracts.rowcodec import codec, require_finite
 from pipelines.contracts.runspec import RunSpec
 from pipelines.contracts.spec import TableSpec
+from pipelines.contracts.table_file import write_table_file
 from pipelines.contracts.upper_model import save_upper_model
 from pipelines.contracts.workspace import Run, Workspace
 from training.ranker.checkpoint import RankerTable, TrainedRanker, score
@@ -27,8 +26,8 @@ from training.ranker.metrics import task_aucs
 
 __all__ = ["pack_rows", "quantize", "quantized_table"]
 
-CHUNK_ELEMENTS = 1 << 26
-"""Elements per call of FBGEMM's kernels, which index with 32 bits: past 2^31 elements a GPU was seen to overflow."""
+CHUNK_ELEMENTS = 1 << 20
+"""Elements per call of FBGEMM's kernels: what fits the cache is fastest, and their GPU form overflows past 2**31."""
 
 _log = logging.getLogger(__name__)
 
@@ -44,21 +43,26 @@ def pack_rows(rows: np.ndarray, quantization: str, *, chunk_elements: int = CHUN
         uint8 (N, row_bytes).
 
     Raises:
-        InvalidTable: a value is not finite or too large for the format: checked before any row is packed.
+        InvalidTable: a value is not finite or too large for the format.
         InvalidConfig: an unknown quantization.
 
     >>> pack_rows(np.array([[0, 1, 2, 15]], np.float32), "int4").tolist()
     [[16, 242, 0, 60, 0, 0]]
     """
     row_codec = codec(quantization)
-    rows = require_finite(rows)
+    require_finite(rows[:0])  # the shape, also of a table without rows
     count, dim = rows.shape
     packed = np.empty((count, row_codec.row_bytes(dim)), np.uint8)
-    step = max(1, chunk_elements // max(dim, 1))
-    for start in tqdm(range(0, count, step), desc=f"{quantization} rows", unit="chunk", disable=None, leave=False):
-        chunk = rows[start : start + step] + np.float32(0)  # the codec stores negative zero as zero
-        packed[start : start + step] = _pack_chunk(chunk, quantization)
-    row_codec.require_no_overflow(packed)
+    step = max(1, chunk_elements // dim)
+    with tqdm(
+        total=count, desc=f"{quantization} rows", unit="row", unit_scale=True, disable=None, leave=False
+    ) as progress:
+        for start in range(0, count, step):
+            # the codec stores negative zero as zero
+            chunk = require_finite(rows[start : start + step], first_row=start) + np.float32(0)
+            packed[start : start + step] = _pack_chunk(chunk, quantization)
+            row_codec.require_no_overflow(packed[start : start + step], dim, first_row=start)
+            progress.update(len(chunk))
     return packed
 
 
@@ -68,16 +72,16 @@ def quantized_table(table: RankerTable, quantization: str) -> tuple[np.ndarray, 
     Returns:
         The packed rows, uint8 (N, row_bytes); the packed default row; and both decoded again.
     """
-    packed = pack_rows(table.with_default(), quantization)
-    decoded = codec(quantization).decode(packed, len(table.default))
-    return packed[1:], packed[0].tobytes(), RankerTable(table.ids, decoded[1:], decoded[0])
+    rows, default = (pack_rows(each, quantization) for each in (table.weight, table.default[None]))
+    decoded, decoded_default = (codec(quantization).decode(each, len(table.default)) for each in (rows, default))
+    return rows, default.tobytes(), replace(table, weight=decoded, default=decoded_default[0])
 
 
 def quantize(workspace: Workspace, run: Run, *, arm: str, seed: int, to: str) -> dict[str, Any]:
     """Write the release candidate `run.ranker(arm, seed)/<quantization>/`, replacing an earlier one.
 
     ```
-    tables/<table>.parquet   id int64 ascending, row fixed-size binary, event_timestamp
+    tables/<table>.parquet   id int64 ascending (stored ids), row fixed-size binary, event_timestamp
     upper/                   config.json, model.safetensors
     release.json             dataset, as_of, windows, tables, metrics
     ```
@@ -101,11 +105,15 @@ def quantize(workspace: Workspace, run: Run, *, arm: str, seed: int, to: str) ->
     packed = {name: quantized_table(table, to) for name, table in ranker.tables.items()}
     tables = tuple(
         TableSpec(
-            name=name, dim=len(ranker.tables[name].default), rows=len(rows), quantization=to, id_rule="vocabulary",
-            default_row=default.hex(),
+            name=name, dim=len(table.default), rows=len(rows), quantization=to, id_rule=table.rule.name,
+            default_row=default.hex(), buckets=table.rule.buckets, hash_seed=table.rule.seed,
         )
-        for name, (rows, default, _) in packed.items()
+        for name, (rows, default, table) in packed.items()
     )
+    if not any(table.rows for table in tables):
+        raise InvalidTable(
+            f"tables of {directory}", expected="a row in one of them", got="none", remedy="Fine-tune again."
+        )
     test = load_folds(workspace, run)["test"]
     served = {name: table for name, (_, _, table) in packed.items()}
     auc = {
@@ -135,7 +143,9 @@ def quantize(workspace: Workspace, run: Run, *, arm: str, seed: int, to: str) ->
     with creating_directory(directory / to) as staging:
         (staging / "tables").mkdir()
         for name, (rows, _, table) in packed.items():
-            _write_table(staging / Manifest.table_path(name), ids=table.ids, rows=rows, as_of=as_of)
+            write_table_file(
+                staging / Manifest.table_path(name), [(table.ids, rows)], row_bytes=rows.shape[1], as_of=as_of
+            )
         save_upper_model(ranker.upper, staging / "upper")
         (staging / "release.json").write_text(json.dumps(release, indent=1))
     _log.info("%s: %d rows of %.1f bytes", directory / to, metrics["rows"], metrics["bytes_per_row"])
@@ -146,22 +156,19 @@ def _pack_chunk(rows: np.ndarray, quantization: str) -> np.ndarray:
     tensor = torch.from_numpy(rows)
     if quantization == "int8":
         return torch.ops.fbgemm.FloatToFused8BitRowwiseQuantized(tensor).numpy()
-    if quantization == "int4" and rows.shape[1] % 4 == 0:  # FBGEMM wants whole pairs of bytes
-        return torch.ops.fbgemm.FloatToFusedNBitRowwiseQuantizedSBHalf(tensor, 4).numpy()
+    if quantization == "int4":
+        return _pack_int4(rows)
     return codec(quantization).encode(rows)
 
 
-def _write_table(path: Path, *, ids: np.ndarray, rows: np.ndarray, as_of: datetime) -> None:
-    width = rows.shape[1]
-    table = pa.table(
-        {
-            "id": pa.array(ids, pa.int64()),
-            "row": pa.FixedSizeBinaryArray.from_buffers(
-                pa.binary(width), len(rows), [None, pa.py_buffer(np.ascontiguousarray(rows))]
-            ),
-            "event_timestamp": pa.array(np.full(len(ids), np.datetime64(as_of.replace(tzinfo=None), "us"))).cast(
-                pa.timestamp("us", tz="UTC")
-            ),
-        }
-    )
-    pq.write_table(table, path)
+def _pack_int4(rows: np.ndarray) -> np.ndarray:
+    """FBGEMM wants whole pairs of bytes: repeat the last column, which changes no row's range, and drop it again."""
+    dim = rows.shape[1]
+    padded = torch.from_numpy(np.pad(rows, ((0, 0), (0, -dim % 4)), mode="edge") if dim % 4 else rows)
+    packed = torch.ops.fbgemm.FloatToFusedNBitRowwiseQuantizedSBHalf(padded, 4).numpy()
+    if not dim % 4:
+        return packed
+    codes = packed[:, : (dim + 1) // 2]
+    if dim % 2:
+        codes[:, -1] &= 15  # the high nibble is the padding's
+    return np.concatenate([codes, packed[:, -4:]], axis=1)

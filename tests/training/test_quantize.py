@@ -63,6 +63,44 @@ def test_an_overflow_is_refused():
         pack_rows(np.array([[0] * 4, [-7e4] * 4], np.float32), "int4")
 
 
+@pytest.mark.parametrize("name", CODEC_NAMES)
+def test_errors_name_the_row_of_the_table_not_of_the_chunk(name):
+    rows = np.zeros((50, 4), np.float32)
+    rows[31, 2] = np.nan
+    with pytest.raises(InvalidTable, match="row 31"):
+        pack_rows(rows, name, chunk_elements=16)
+    rows[31] = 0
+    rows[42] = [-3.4e38, 3.4e38, 0, 0]
+    with pytest.raises(InvalidTable, match="overflow in row" if name == "fp16" else "overflow in row 42"):
+        pack_rows(rows, name, chunk_elements=16)
+
+
+@pytest.mark.parametrize("name", CODEC_NAMES)
+def test_no_rows_and_rows_without_columns(name):
+    assert pack_rows(np.empty((0, 6), np.float32), name).shape == (0, codec(name).row_bytes(6))
+    empty = RankerTable(np.empty(0, np.int64), np.empty((0, 6), np.float32), np.ones(6, np.float32))
+    rows, default, served = quantized_table(empty, name)
+    assert rows.shape == (0, codec(name).row_bytes(6)) and len(default) == codec(name).row_bytes(6)
+    assert served.weight.shape == (0, 6)
+    for shape in ((0, 0), (3, 0), (3,)):
+        with pytest.raises(InvalidTable, match=r"\(N, D\)"):
+            pack_rows(np.empty(shape, np.float32), name)
+
+
+@pytest.mark.slow
+def test_more_elements_than_31_bits_count():
+    """Rows that overlap in memory: row i is base[i : i + 64], 2**31 elements and some lie in 128 MiB."""
+    count = (1 << 25) + 1000
+    base = np.random.default_rng(0).normal(size=count + 63).astype(np.float32)
+    rows = np.lib.stride_tricks.sliding_window_view(base, 64)
+    assert rows.size > 1 << 31
+    packed = pack_rows(rows, "int4")
+    assert packed.shape == (count, 36)
+    for some in (slice(0, 5), slice((1 << 25) - 5, (1 << 25) + 5), slice(count - 5, count)):
+        np.testing.assert_array_equal(packed[some], codec("int4").encode(rows[some]))
+    assert codec("int4").finite(packed, 64).all()
+
+
 def test_a_quantized_table_decodes_to_what_will_be_served():
     generator = np.random.default_rng(0)
     table = RankerTable(np.arange(20), *(generator.normal(size=s).astype(np.float32) for s in ((20, 8), (8,))))
@@ -124,6 +162,13 @@ def test_nan_in_a_table_is_refused_and_the_last_candidate_stays(world, trained):
             quantize(world.workspace, world.run, arm="both", seed=0, to=name)
     assert (directory / "int4" / "release.json").read_bytes() == before
     assert not (directory / "int8").exists() and not (directory / "fp16").exists()
+
+
+def test_tables_without_any_row_are_refused(world, trained):
+    for path in (world.run.ranker("both", 0) / "tables").iterdir():
+        save_file({**load_file(path), "ids": np.empty(0, np.int64), "weight": np.empty((0, 8), np.float32)}, path)
+    with pytest.raises(InvalidTable, match="a row in one of them"):
+        quantize(world.workspace, world.run, arm="both", seed=0, to="int4")
 
 
 def test_an_untrained_ranker_or_an_unknown_format_is_refused(world):

@@ -27,6 +27,7 @@ def evaluate(workspace: Workspace, run_name: str, seeds: int, config_path: Path 
     """
     from training.config import load_section
     from training.facets import pretrain_facet
+    from training.ids import load_ids
     from training.ranker.config import RankerConfig
     from training.ranker.evaluate import BASELINE
     from training.ranker.evaluate import evaluate as run_evaluate
@@ -39,6 +40,7 @@ def evaluate(workspace: Workspace, run_name: str, seeds: int, config_path: Path 
     result = run_evaluate(
         workspace, workspace.run(run_name), seeds=seeds, config=load_section("ranker", RankerConfig, config_path),
         options=load_section("tables", TableOptions, config_path), pretrain=pretrain,
+        id_configs=load_ids(config_path),
     )
     for task, arms in result["auc"].items():
         click.secho(f"\n{task}: test ROC-AUC, mean and 95 % interval over {seeds} seeds", bold=True)

@@ -19,7 +19,7 @@ __all__ = ["finetune"]
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the facets, the weights and the batch order.")
 @click.option(
     "--config", "config_path", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="YAML with what differs from training/defaults.yaml, section `ranker`.",
+    help="YAML with what differs from training/defaults.yaml; its id rules must be those of the facets.",
 )
 @click.pass_obj
 def finetune(workspace: Workspace, run_name: str, arm: str, seed: int, config_path: Path | None) -> None:
@@ -36,6 +36,7 @@ def finetune(workspace: Workspace, run_name: str, arm: str, seed: int, config_pa
     Writes runs/<run>/rankers/<arm>-s<seed>/: tables, upper model, metrics.json with the learning curve.
     """
     from training.config import load_section
+    from training.ids import load_ids
     from training.ranker.config import RankerConfig
     from training.ranker.finetune import finetune as run_finetune
     from training.tables import TableOptions
@@ -43,7 +44,7 @@ def finetune(workspace: Workspace, run_name: str, arm: str, seed: int, config_pa
     trained = run_finetune(
         workspace, workspace.run(run_name), arm=arm, seed=seed,
         config=load_section("ranker", RankerConfig, config_path),
-        options=load_section("tables", TableOptions, config_path),
+        options=load_section("tables", TableOptions, config_path), id_configs=load_ids(config_path),
     )
     for task, auc in trained.metrics["auc"].items():
         click.echo(f"{task:24s} test ROC-AUC {auc:.4f}")

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pipelines.contracts.errors import InvalidEvents
+from training.ids import RunIds
 
 __all__ = ["Graph", "Relation"]
 
@@ -37,7 +38,7 @@ class Graph:
     ```
 
     Attributes:
-        ids: int64 (N,), the entity id of each node.
+        ids: int64 (N,), the stored id of each node.
         relation, head, tail: int64 (E,), the edges to train on.
         held_relation, held_head, held_tail: int64 (H,), later edges between nodes that occur in training.
     """
@@ -60,8 +61,14 @@ class Graph:
         return trained
 
     @classmethod
-    def read(cls, folder: Path, *, cut: datetime | None) -> "Graph":
+    def read(cls, folder: Path, *, cut: datetime | None, ids: RunIds | None = None) -> "Graph":
         """Read `nodes.parquet`, `edges.parquet` and `relations.json`; edges at `cut` or later are held out.
+
+        Users and items that share a bucket become one node. Of edges that became equal so the first stays, because an
+        edge says that something happened, not how often; edges from a node to itself go.
+
+        Args:
+            ids: which users and items share a row; by default none do.
 
         Raises:
             InvalidEvents: no edge to train on, no anchor, or an edge whose ends are not of its relation's types.
@@ -89,22 +96,51 @@ class Graph:
                 here = ends[relation == number]
                 if ((here < begin) | (here >= end)).any():
                     raise _broken(folder, f"ends of type {kind} for '{meaning.name}'", "nodes of another type")
+        moments = edges["event_timestamp"].to_numpy().astype("datetime64[us]")
+        entities = nodes["id"].to_numpy()[order]
+        stored = {kind: (ids or RunIds()).stored(kind, entities[begin:end]) for kind, (begin, end) in ranges.items()}
+        if any((stored[kind] != entities[begin:end]).any() for kind, (begin, end) in ranges.items()):
+            entities, ranges, node = _merged(stored)
+            relation, head, tail, moments = _once(relation, node[head], node[tail], moments)
         late = np.zeros(len(relation), bool)
         if cut is not None:
-            moments = edges["event_timestamp"].to_numpy().astype("datetime64[us]")
             late = moments >= np.datetime64(cut.replace(tzinfo=None), "us")  # no time (NaT): not late
         if late.all():
             raise InvalidEvents(
                 f"{folder}", expected="at least one edge before the held-out days", got=f"{len(relation)} edges, none",
                 remedy="Widen the pretraining window or lower holdout_days.",
             )
-        trained = np.zeros(len(order), bool)
+        trained = np.zeros(len(entities), bool)
         trained[head[~late]] = trained[tail[~late]] = True
         held = late & trained[head] & trained[tail]
         return cls(
-            nodes["id"].to_numpy()[order], ranges, relations, relation[~late], head[~late], tail[~late],
+            entities, ranges, relations, relation[~late], head[~late], tail[~late],
             relation[held], head[held], tail[held],
         )
+
+
+def _merged(stored: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, tuple[int, int]], np.ndarray]:
+    """One node per type and stored id: their ids (M,), ranges by type, and the new number (N,) of every old node."""
+    entities, ranges, node, begin = [], {}, [], 0
+    for kind, values in stored.items():
+        distinct, place = np.unique(values, return_inverse=True)
+        ranges[kind] = (begin, begin + len(distinct))
+        entities.append(distinct)
+        node.append(begin + place)
+        begin += len(distinct)
+    return np.concatenate(entities), ranges, np.concatenate(node)
+
+
+def _once(
+    relation: np.ndarray, head: np.ndarray, tail: np.ndarray, moments: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The earliest of equal edges, and none from a node to itself; all (E,) to (F,), by relation, head and tail."""
+    order = np.lexsort((moments, tail, head, relation))
+    edges = np.stack([relation, head, tail])[:, order]  # (3, E)
+    kept = np.ones(len(order), bool)
+    kept[1:] = (edges[:, 1:] != edges[:, :-1]).any(axis=0)
+    kept &= edges[1] != edges[2]
+    return *edges[:, kept], moments[order][kept]
 
 
 def _broken(folder: Path, expected: str, got: str) -> InvalidEvents:

@@ -15,6 +15,7 @@ from pipelines.contracts.errors import InvalidConfig, InvalidEvents
 from training.config import require_positive
 from training.epochs import Fitting, fingerprint_of
 from training.facet_io import require_export, scaled, write_facet
+from training.ids import RunIds
 from training.kge.evaluate import LinkPrediction
 from training.kge.graph import Graph
 from training.kge.sampling import EdgeBatches, relation_shares
@@ -132,7 +133,7 @@ class KgeModel(nn.Module):
 
 def train_kge(
     graph_path: Path, directory: Path, config: KgeConfig, *, tables: TableOptions, window_end: datetime, seed: int,
-    processes: Processes,
+    processes: Processes, ids: RunIds | None = None,
 ) -> None:
     """Train the facet and write it to `directory`.
 
@@ -142,6 +143,7 @@ def train_kge(
 
     Args:
         window_end: end of the pretraining window; edges of the `holdout_days` before it are ranked, not trained on.
+        ids: which users and items share a row; by default none do.
 
     Raises:
         InvalidEvents: no edge to train on, or a graph without users or items.
@@ -149,7 +151,8 @@ def train_kge(
     """
     started = time.perf_counter()
     cut = window_end - timedelta(days=config.holdout_days) if config.holdout_days else None
-    graph = Graph.read(graph_path, cut=cut)
+    ids = ids or RunIds()
+    graph = Graph.read(graph_path, cut=cut, ids=ids)
     if missing := set(EXPORTED) - set(graph.ranges):
         raise InvalidEvents(
             f"{graph_path}", expected="nodes of types user and item", got=f"no {' or '.join(sorted(missing))}",
@@ -167,7 +170,7 @@ def train_kge(
     module = KgeModel(config, nodes=len(graph.ids), anchor=[relation.anchor for relation in graph.relations], seed=seed)
     model = ShardedModel(module, tables, learning_rate=config.table_learning_rate, processes=processes)
     model.init_rows("node", std=config.init_std, seed=seed)
-    settings = {"facet": "kge", "seed": seed, **asdict(config), "tables": asdict(tables)}
+    settings = {"facet": "kge", "seed": seed, **asdict(config), "tables": asdict(tables), "ids": ids.describe()}
     fitting = Fitting(
         model, config.dense_learning_rate, directory.with_name(f"{directory.name}.partial.safetensors"),
         fingerprint_of({**settings, "epochs": None}, graph.relation, graph.head, graph.tail),

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from pipelines.contracts.errors import IntegrityError, InvalidTable
+from pipelines.contracts.idrule import IdRule
 from pipelines.contracts.upper_model import UpperModel, load_upper_model, save_upper_model
 from training.ranker.inputs import Fold
 from training.ranker.vocabulary import Vocabulary
@@ -26,20 +27,27 @@ class RankerTable:
     """One fine-tuned table.
 
     Attributes:
-        ids: int64 (N,), ascending.
+        ids: int64 (N,), ascending; the stored ids of `rule`, those of all its buckets among them.
         weight: float32 (N, D), row i belongs to ids[i].
         default: float32 (D,), the row of every other id.
+        rule: which of `ids` an id reads.
     """
 
     ids: np.ndarray
     weight: np.ndarray
     default: np.ndarray
+    rule: IdRule = field(default_factory=IdRule)
 
     def __post_init__(self) -> None:
         if self.weight.shape != (len(self.ids), len(self.default)) or (np.diff(self.ids) <= 0).any():
             raise InvalidTable(
                 "ranker table", expected="ascending ids (N,), weight (N, D), default (D,)",
                 got=f"{self.ids.shape}, {self.weight.shape}, {self.default.shape}", remedy="Fine-tune again.",
+            )
+        if self.rule.has_buckets and not np.array_equal(self.ids[self.ids < 0], self.rule.all_bucket_ids()):
+            raise InvalidTable(
+                "ranker table", expected=f"a row for each of {self.rule.buckets} hash buckets",
+                got=f"{(self.ids < 0).sum()} rows of negative ids", remedy="Fine-tune again.",
             )
 
     def with_default(self) -> np.ndarray:
@@ -49,7 +57,7 @@ class RankerTable:
 
 @dataclass(frozen=True)
 class TrainedRanker:
-    """What `facet finetune` leaves: tables, upper model, and how it went."""
+    """What `facet finetune` leaves: tables, upper model, and how it went (with the tables' `id_rules`)."""
 
     tables: Mapping[str, RankerTable]
     upper: UpperModel
@@ -72,8 +80,13 @@ class TrainedRanker:
         try:
             metrics = json.loads((directory / "metrics.json").read_text())
             upper = load_upper_model(directory / "upper")
+            # a ranker from before there were id rules tells none
+            rules = {entity: IdRule(**raw) for entity, raw in metrics.get("id_rules", {}).items()}
             tables = {
-                name: RankerTable(**load_file(directory / "tables" / f"{name}.safetensors"))
+                name: RankerTable(
+                    **load_file(directory / "tables" / f"{name}.safetensors"),
+                    rule=rules.get(name.partition(".")[0], IdRule()),
+                )
                 for name in upper.config.tables
             }
         except (OSError, ValueError, TypeError, SafetensorError) as error:
@@ -86,7 +99,8 @@ class TrainedRanker:
 
 @torch.inference_mode()
 def score(tables: Mapping[str, RankerTable], upper: UpperModel, fold: Fold) -> np.ndarray:
-    """Probabilities of a fold's examples, by the computation that serves them: default row for ids without one.
+    """Probabilities of a fold's examples, by the computation that serves them: an id without a row of its own reads the
+    row of its bucket, or the default row.
 
     Returns:
         float32 (N, T).
@@ -94,7 +108,7 @@ def score(tables: Mapping[str, RankerTable], upper: UpperModel, fold: Fold) -> n
     upper.eval()
     ids = {"user": fold.user, "item": fold.item}
     places = {
-        name: torch.from_numpy(Vocabulary(table.ids).rows(ids[name.partition(".")[0]]))
+        name: torch.from_numpy(Vocabulary(table.ids, table.rule).rows(ids[name.partition(".")[0]]))
         for name, table in tables.items()
     }
     weights = {name: torch.from_numpy(table.with_default()) for name, table in tables.items()}

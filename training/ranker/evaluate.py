@@ -11,6 +11,7 @@ from pipelines.contracts.durable import replacing_file
 from pipelines.contracts.errors import InvalidConfig
 from pipelines.contracts.runspec import ARMS, RunSpec
 from pipelines.contracts.workspace import Run, Workspace
+from training.ids import IdsConfig, RunIds
 from training.ranker.config import RankerConfig
 from training.ranker.finetune import finetune
 from training.ranker.metrics import mean_interval
@@ -28,13 +29,14 @@ Aucs = Mapping[str, Sequence[Mapping[str, float]]]
 
 def evaluate(
     workspace: Workspace, run: Run, *, seeds: int, config: RankerConfig, options: TableOptions,
-    pretrain: Callable[[int], None],
+    pretrain: Callable[[int], None], id_configs: Mapping[str, IdsConfig] | None = None,
 ) -> dict[str, Any]:
     """Train every arm with every seed, as far as that was not done, and write `evaluation.json` into the run.
 
     Args:
         seeds: seeds 0 to seeds - 1; each has its own pretraining.
         pretrain: makes the facets of a seed if they are missing.
+        id_configs: as `finetune` takes them.
 
     Returns:
         What `summarize` returns, and the conditions it holds for.
@@ -53,7 +55,9 @@ def evaluate(
             pretrain(seed)
             for arm in ARMS:
                 progress.set_postfix_str(f"{arm} seed {seed}")
-                trained = finetune(workspace, run, arm=arm, seed=seed, config=config, options=options)
+                trained = finetune(
+                    workspace, run, arm=arm, seed=seed, config=config, options=options, id_configs=id_configs
+                )
                 aucs[arm].append(trained.metrics["auc"])
                 best_epochs[arm].append(trained.metrics["best_epoch"])
                 wall_s += trained.metrics["wall_s"]
@@ -65,6 +69,7 @@ def evaluate(
         "windows": spec.windows.to_dict(),
         "seeds": seeds,
         "config": config.to_dict(),
+        "ids": RunIds(id_configs or {}).describe(),
         "best_epochs": best_epochs,
         "training_wall_s": wall_s,
         "metric": "ROC-AUC on the test fold; ci95 is the half-width of the Student-t interval over seeds",

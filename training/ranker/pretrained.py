@@ -11,16 +11,16 @@ from safetensors.numpy import load_file
 from pipelines.contracts.errors import IntegrityError, InvalidTable
 from pipelines.contracts.runspec import FACETS
 from pipelines.contracts.workspace import Run, Workspace
+from training.facet_io import METRICS_NAME
+from training.ids import ENTITIES, RunIds, require_same_ids
 from training.ranker.vocabulary import DEFAULT_ROW, Vocabulary
 
 __all__ = ["ENTITIES", "PretrainedTable", "load_pretrained", "vocabularies_of", "warm_rows"]
 
-ENTITIES = ("user", "item")
-
 
 @dataclass(frozen=True)
 class PretrainedTable:
-    """One facet of one entity: ids int64 (N,) and weight float32 (N, D).
+    """One facet of one entity: stored ids int64 (N,) and weight float32 (N, D).
 
     Raises:
         InvalidTable: shapes that do not fit, no rows, repeated ids, or numbers that are not finite.
@@ -58,32 +58,44 @@ class PretrainedTable:
         return self.weight.shape[1]
 
 
-def load_pretrained(workspace: Workspace, run: Run, *, seed: int) -> dict[str, PretrainedTable]:
+def load_pretrained(
+    workspace: Workspace, run: Run, *, seed: int, ids: RunIds | None = None
+) -> dict[str, PretrainedTable]:
     """The four tables of a run's facets, `user.contrastive` to `item.kge`.
 
     Every arm needs them, scratch too: they fix the vocabulary and the dimensions, so that all arms have the same shape.
 
+    Args:
+        ids: which ids share a row; by default none do.
+
     Raises:
         NotPrepared: a facet of this seed was not pretrained.
+        InvalidConfig: it was pretrained with other id rules, or on another vocabulary.
         IntegrityError: a file that cannot be read.
         InvalidTable: see `PretrainedTable`.
     """
     tables = {}
     for entity in ENTITIES:
         for facet in FACETS:
-            directory = run.facet(facet, seed)
-            path = workspace.require(
-                directory / f"{entity}.safetensors", f"pretrain {facet} --run {run.name} --seed {seed}"
-            )
+            directory, stage = run.facet(facet, seed), f"pretrain {facet} --run {run.name} --seed {seed}"
+            path = workspace.require(directory / f"{entity}.safetensors", stage)
+            require_same_ids(directory / METRICS_NAME, ids or RunIds(), pretrain=f"facet {stage}")
             tables[f"{entity}.{facet}"] = PretrainedTable(f"{entity}.{facet}", **_read(path))
     return tables
 
 
-def vocabularies_of(pretrained: Mapping[str, PretrainedTable], seen: Mapping[str, np.ndarray]) -> dict[str, Vocabulary]:
-    """Ids with a row of their own, by entity: those of any facet and those `seen` while fine-tuning."""
+def vocabularies_of(
+    pretrained: Mapping[str, PretrainedTable], seen: Mapping[str, np.ndarray], ids: RunIds | None = None
+) -> dict[str, Vocabulary]:
+    """Stored ids with a row, by entity: those of any facet, those of ids `seen` while fine-tuning, and all buckets."""
+    ids = ids or RunIds()
     return {
         entity: Vocabulary(
-            np.concatenate([*(table.ids for table in pretrained.values() if table.entity == entity), seen[entity]])
+            np.concatenate([
+                *(table.ids for table in pretrained.values() if table.entity == entity),
+                ids.stored(entity, seen[entity]),
+            ]),
+            ids.rule(entity),
         )
         for entity in ENTITIES
     }
@@ -100,7 +112,7 @@ def warm_rows(table: PretrainedTable, vocabulary: Vocabulary, *, scale: float, s
     rows = generator.normal(0.0, std, (vocabulary.table_rows, table.dim)).astype(np.float32)
     size = float(np.sqrt(np.mean(np.square(table.weight, dtype=np.float64))))
     scaled = table.weight * np.float32(scale / size if size else 1.0)
-    rows[vocabulary.rows(table.ids)] = scaled
+    rows[vocabulary.stored_rows(table.ids)] = scaled
     rows[DEFAULT_ROW] = scaled.mean(axis=0)
     return rows
 

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -73,7 +73,7 @@ def batches(
 def fit(
     folds: Mapping[str, Fold], vocabularies: Mapping[str, Vocabulary], dims: Mapping[str, int],
     warm: Mapping[str, np.ndarray], *, tasks: tuple[str, ...], seed: int, config: RankerConfig,
-    options: TableOptions, processes: Processes, label: str = "ranker",
+    options: TableOptions, processes: Processes, empty: Mapping[str, np.ndarray] | None = None, label: str = "ranker",
 ) -> TrainedRanker:
     """Train on `folds["finetune"]`, keep the epoch whose mean validation AUC is best, measure it once on the test fold.
 
@@ -82,6 +82,8 @@ def fit(
         vocabularies: entity -> ids with a row.
         dims: table name -> dimension, in the upper model's order.
         warm: table name -> first rows, float32 (vocabulary.table_rows, D); the other tables start at random.
+        empty: table name -> rows of hash buckets that no training id fell into: they end as copies of the default row,
+            which has learned to stand for any id, where their own would be the random numbers they started as.
         label: shown with the progress bar.
 
     Returns:
@@ -137,7 +139,7 @@ def fit(
                     f"{label}, epoch {epoch}", expected="a finite loss", got=str(train_loss),
                     remedy="Lower ranker.table_learning_rate or ranker.dense_learning_rate.",
                 )
-            snapshot = _snapshot(model, ranker.upper, vocabularies, dims, processes=processes)
+            snapshot = _snapshot(model, ranker.upper, vocabularies, dims, empty=empty or {}, processes=processes)
             auc = task_aucs(tasks, validation.labels, score(*snapshot, validation))
             curve.append({"epoch": epoch, "train_loss": train_loss, "validation_auc": auc})
             progress.set_postfix(loss=f"{train_loss:.4f}", **{task: f"{value:.4f}" for task, value in auc.items()})
@@ -149,6 +151,7 @@ def fit(
         "curve": curve,
         "best_epoch": watch.epoch,
         "auc": task_aucs(tasks, test.labels, score(tables, upper, test)),
+        "id_rules": {entity: asdict(vocabulary.rule) for entity, vocabulary in vocabularies.items()},
         "wall_s": time.monotonic() - began,
     }
     _log.info(
@@ -190,7 +193,7 @@ class _BestEpoch:
 
 def _snapshot(
     model: ShardedModel, upper: UpperModel, vocabularies: Mapping[str, Vocabulary], dims: Mapping[str, int], *,
-    processes: Processes,
+    empty: Mapping[str, np.ndarray], processes: Processes,
 ) -> tuple[dict[str, RankerTable], UpperModel]:
     """A copy of the ranker as it is now, on every process's CPU."""
     tables = {}
@@ -202,7 +205,11 @@ def _snapshot(
         rows = rows.to(processes.device)
         dist.broadcast(rows, src=0)
         rows = rows.cpu().numpy()
-        tables[name] = RankerTable(vocabulary.ids, rows[DEFAULT_ROW + 1 :].copy(), rows[DEFAULT_ROW].copy())
+        if name in empty:
+            rows[empty[name]] = rows[DEFAULT_ROW]
+        tables[name] = RankerTable(
+            vocabulary.ids, rows[DEFAULT_ROW + 1 :].copy(), rows[DEFAULT_ROW].copy(), vocabulary.rule
+        )
     copy = UpperModel(upper.config)
     copy.load_state_dict({name: value.cpu() for name, value in upper.state_dict().items()})
     return tables, copy.eval()
