@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import grpc
@@ -27,6 +27,7 @@ class HostedVersion:
 
     reader: VersionReader
     manifest_sha256: str  # kept: the manifest hashes itself anew at each asking
+    pin: ExitStack  # keeps the version from being retired
     promoted: int = 0  # sequence number of its latest promotion; 0: never
     draining: bool = False
     in_flight: int = 0
@@ -46,11 +47,15 @@ class HostedVersions:
 
     Args:
         open_version: version number -> its reader, verified; raises what makes the version unfit.
+        pin: version number -> what holds it from before it is opened until it is unloaded.
         unload_wait_s: how long `unload` waits for requests under way.
     """
 
-    def __init__(self, open_version: Callable[[int], VersionReader], *, unload_wait_s: float = 30.0) -> None:
-        self._open, self._unload_wait_s = open_version, unload_wait_s
+    def __init__(
+        self, open_version: Callable[[int], VersionReader], *,
+        pin: Callable[[int], AbstractContextManager] = nullcontext, unload_wait_s: float = 30.0,
+    ) -> None:
+        self._open, self._pin, self._unload_wait_s = open_version, pin, unload_wait_s
         self._hosted: dict[int, HostedVersion] = {}
         self._promotions = 0
         self._changed = threading.Condition()
@@ -60,9 +65,12 @@ class HostedVersions:
         """Verify and map a version; after this it answers callers that accept no preferred one. Draining is undone."""
         with self._loading:
             if version not in self._hosted:
-                reader = self._open(version)
+                with ExitStack() as pin:
+                    pin.enter_context(self._pin(version))
+                    reader = self._open(version)
+                    hosted = HostedVersion(reader, reader.manifest.sha256, pin.pop_all())
                 with self._changed:
-                    self._hosted[version] = HostedVersion(reader, reader.manifest.sha256)
+                    self._hosted[version] = hosted
                 logger.info("version %d loaded (manifest %s)", version, self._hosted[version].manifest_sha256[:12])
             with self._changed:
                 self._hosted[version].draining = False
@@ -109,7 +117,13 @@ class HostedVersions:
             if not hosted.draining:
                 raise self._not_loaded(version, "it was loaded again meanwhile")
             self._hosted.pop(version, None)
-            logger.info("version %d unloaded", version)
+        hosted.pin.close()
+        logger.info("version %d unloaded", version)
+
+    def close(self) -> None:
+        """Let go of every pin; only for a process that ends."""
+        for hosted in self._hosted.values():
+            hosted.pin.close()
 
     @contextmanager
     def answering_from(self, accepted: Iterable[int]) -> Iterator[HostedVersion]:

@@ -6,6 +6,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -31,11 +32,15 @@ class RunnableModels:
 
     Args:
         load_scorer: version number -> its scorer, verified and warm; raises what makes the version unfit.
+        pin: version number -> what holds it from before it is loaded until it is unloaded.
     """
 
-    def __init__(self, load_scorer: Callable[[int], Scorer]) -> None:
-        self._load = load_scorer
+    def __init__(
+        self, load_scorer: Callable[[int], Scorer], *, pin: Callable[[int], AbstractContextManager] = nullcontext
+    ) -> None:
+        self._load, self._pin = load_scorer, pin
         self._models: Pinned = MappingProxyType({})
+        self._pins: dict[int, ExitStack] = {}
         self._answered: dict[int, int] = {}
         self._changing = threading.Lock()
 
@@ -46,7 +51,10 @@ class RunnableModels:
     def load(self, version: int) -> None:
         with self._changing:
             if version not in self._models:
-                self._models = MappingProxyType({**self._models, version: self._load(version)})
+                with ExitStack() as pin:
+                    pin.enter_context(self._pin(version))
+                    self._models = MappingProxyType({**self._models, version: self._load(version)})
+                    self._pins[version] = pin.pop_all()
                 logger.info("upper model of version %d loaded", version)
 
     def unload(self, version: int) -> None:
@@ -60,7 +68,13 @@ class RunnableModels:
                     got="it is the only one", remedy="Load another version first, or stop the process.",
                 )
             self._models = MappingProxyType({v: scorer for v, scorer in self._models.items() if v != version})
+            self._pins.pop(version).close()
             logger.info("upper model of version %d unloaded", version)
+
+    def close(self) -> None:
+        """Let go of every pin; only for a process that ends."""
+        for pin in self._pins.values():
+            pin.close()
 
     def count_answer(self, version: int) -> None:
         with self._changing:

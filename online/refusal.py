@@ -7,7 +7,7 @@ from enum import Enum
 
 import grpc
 
-from pipelines.contracts.errors import FacetError, IntegrityError, NotPrepared, VersionNotFound
+from pipelines.contracts.errors import FacetError, IntegrityError, NotPrepared, Unavailable, VersionNotFound
 
 __all__ = ["Code", "Refusal", "refusal_from", "refusals_to_status"]
 
@@ -91,6 +91,8 @@ def _as_refusal(error: FacetError) -> Refusal:
         code = Code.INTEGRITY
     elif isinstance(error, VersionNotFound | NotPrepared):
         code = Code.VERSION_NOT_PUBLISHED
+    elif isinstance(error, Unavailable):
+        code = Code.LOOKUP_UNAVAILABLE
     return Refusal(code, error.problem, expected=error.expected, got=error.got, remedy=error.remedy)
 
 

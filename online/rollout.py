@@ -27,6 +27,7 @@ from online.reader import VersionReader
 from online.refusal import refusal_from
 from pipelines.contracts.durable import replacing_file
 from pipelines.contracts.errors import FacetError, IntegrityError, VersionConflict
+from pipelines.contracts.freshness import DEFAULT_LIMITS, FreshnessLimits
 from pipelines.contracts.workspace import Workspace
 
 __all__ = ["Fleet", "InvariantViolated", "Rollout", "Step"]
@@ -163,11 +164,16 @@ class Rollout:
 
     @classmethod
     def begin_or_resume(
-        cls, workspace: Workspace, to: int, *, cpu_tiers: Sequence[str], rankers: Sequence[str]
+        cls, workspace: Workspace, to: int, *, cpu_tiers: Sequence[str], rankers: Sequence[str],
+        limits: FreshnessLimits = DEFAULT_LIMITS,
     ) -> "Rollout":
         """Continue the unfinished rollout of this workspace, or plan a new one. Nothing is changed on any host.
 
+        Args:
+            limits: how old the version's pretraining may be; asked when a rollout begins, not when it is resumed.
+
         Raises:
+            StalePretraining: the version's pretraining is older than the limits allow.
             VersionNotFound: `to` is not published, or not materialized.
             IntegrityError: its files are not the manifest's, or a host holds another manifest under that number.
             VersionConflict: another rollout is unfinished.
@@ -190,6 +196,7 @@ class Rollout:
             unfinished.resumed.append(_now())
             unfinished._write()
             return unfinished
+        limits.check(manifest.windows, f"version {to}")
         status = Fleet(cpu_tiers, rankers).status()
         status.check()
         held = [cpu.loaded for cpu in status.cpu_tiers.values()] + list(status.rankers.values())

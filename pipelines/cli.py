@@ -18,7 +18,7 @@ __all__ = ["facet", "main", "run"]
 # In the order of the way through, which is also the order in which --help lists them.
 STAGES = (
     "demo", "ingest", "prepare", "pretrain", "finetune", "evaluate", "quantize", "publish", "versions", "audit",
-    "serve", "load", "rollout",
+    "serve", "load", "rollout", "retire", "gc",
 )
 
 
@@ -60,6 +60,7 @@ def facet(ctx: click.Context, workspace: Path, verbose: bool) -> None:
       (cd feature_repo && feast apply && feast materialize 2000-01-01T00:00:00 2030-01-01T00:00:00)
       facet serve cpu-tier / facet serve ranker
       facet rollout --to 2                     a second version, under traffic, never mixed with the first
+      facet retire 1                           the first deleted, once nobody serves it
 
     `facet demo` runs all of it on the data set that comes with the project.
     """

@@ -93,7 +93,8 @@ class SegmentEngine(ComputeEngine):
             if view is None:
                 _require_source(task.feature_view)
                 return self._ordinary.materialize(registry, task, **kwargs)[0]
-            self._materialize_table(view, task)
+            with self.workspace.versions.pinned(view.version, role="materialize"):
+                self._materialize_table(view, task)
         except (FacetError, OSError, pa.ArrowException) as error:
             logger.error("%s", error)
             return LocalMaterializationJob(job_id=job_id, status=MaterializationJobStatus.ERROR, error=error)
@@ -121,10 +122,17 @@ class SegmentEngine(ComputeEngine):
         start = time.perf_counter()
         version = self.workspace.versions.path(view.version)
         manifest.verify(version, only=(manifest.table_path(spec.name),))
-        rows.write(
-            spec=spec, version=manifest.version, manifest_sha256=manifest.sha256,
-            batches=_batches(version / manifest.table_path(spec.name), label=task.feature_view.name),
-        )
+        try:
+            rows.write(
+                spec=spec, version=manifest.version, manifest_sha256=manifest.sha256,
+                batches=_batches(version / manifest.table_path(spec.name), label=task.feature_view.name),
+            )
+        except OSError:
+            if not rows.holds(view.version, view.table):
+                raise
+            _confirm(rows, manifest, spec)
+            logger.info("%s was materialized meanwhile by another process", task.feature_view.name)
+            return
         self._record(task.feature_view.name, spec, seconds=time.perf_counter() - start)
 
     def _record(self, view: str, spec: TableSpec, *, seconds: float) -> None:

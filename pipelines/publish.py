@@ -1,11 +1,22 @@
-"""From a release candidate to an immutable version: check, copy, hash, rename, point. Each is a step of its own.
+"""From a release candidate to an immutable version: copy, check, rename, point. Each is a step of its own.
+
+```
+candidate ──copy, hashing──► .staging/ ──check, hash again──► manifest ──flush, rename──► versions/N/ ──► CURRENT
+```
+
+A hard link instead of the copy would cost nothing, and would let whoever has the candidate's file open change the
+version. The copy is what is checked: nobody else can alter it between the check and the manifest.
 
 A crash before the rename leaves only a staging directory, which the next publish deletes. A crash before the pointer
 moves leaves a whole version that nobody serves yet; publishing the same candidate again moves the pointer.
 """
 
+import hashlib
 import logging
-import shutil
+import os
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,6 +25,7 @@ from tqdm import tqdm
 from pipelines.candidate import Candidate
 from pipelines.contracts.durable import require_writable, sha256_of, sweep_staging
 from pipelines.contracts.errors import VersionConflict
+from pipelines.contracts.freshness import DEFAULT_LIMITS, FreshnessLimits
 from pipelines.contracts.manifest import Manifest
 from pipelines.contracts.version import VersionStore
 from pipelines.contracts.workspace import Workspace
@@ -22,59 +34,102 @@ __all__ = ["publish"]
 
 logger = logging.getLogger(__name__)
 
+BLOCK_BYTES = 1 << 22
+LINK_NAME = "link"
 
-def publish(workspace: Workspace, directory: Path, *, parents: tuple[int, ...] = ()) -> Manifest:
+
+def publish(
+    workspace: Workspace, directory: Path, *, parents: tuple[int, ...] = (),
+    limits: FreshnessLimits = DEFAULT_LIMITS,
+) -> Manifest:
     """Publish the candidate at `directory` under the next number and point to it.
 
     Args:
-        parents: versions it was warm-started from; they must be published.
+        parents: versions it was warm-started from; they must be published, or retired.
+        limits: how old its pretraining may be.
 
     Raises:
         NotPrepared: there is no candidate.
-        InvalidTable: the candidate may not be published; nothing was written.
-        VersionNotFound: a parent is not published.
+        StalePretraining: its pretraining is older than the limits allow.
+        InvalidTable: the candidate may not be published; nothing is left of it.
+        VersionNotFound: a parent was never published here.
         VersionConflict: this candidate is published already, or another process took the number.
         InvalidConfig: the workspace cannot be written.
     """
     versions = workspace.versions
     candidate = Candidate.read(directory)
+    limits.check(candidate.windows, f"candidate {directory}")
     require_writable(versions.root)
-    for parent in parents:
+    for parent in set(parents) - set(versions.retired()):
         versions.manifest(parent)
-    candidate.check()
     sweep_staging(versions.root)
-    hashes = {name: sha256_of(directory / name) for name in candidate.files}
-    if twin := _published_as(versions, hashes):
+    number = versions.next_number()  # before looking for a twin: one that appears later takes this number first
+    if twin := _published_as(versions, candidate):
         return _resume(versions, twin)
-    manifest = Manifest(
-        version=versions.next_number(),
-        dataset=candidate.dataset,
-        created_at=datetime.now(UTC),
-        as_of=candidate.as_of,
-        windows=candidate.windows,
-        parents=tuple(sorted(set(parents))),
-        tables=candidate.tables,
-        metrics=candidate.metrics,
-        files=hashes,
-    )
-    with versions.creating(manifest.version) as staging:
-        _copy(candidate, staging)
-        manifest.verify(staging)  # what was copied is what was checked
+    with versions.creating(number) as staging:
+        hashes = _copy(candidate, staging)
+        _share_with(versions, parents, hashes, staging)
+        replace(candidate, directory=staging).check()
+        manifest = Manifest(
+            version=number,
+            dataset=candidate.dataset,
+            created_at=datetime.now(UTC),
+            as_of=candidate.as_of,
+            windows=candidate.windows,
+            parents=tuple(sorted(set(parents))),
+            tables=candidate.tables,
+            metrics=candidate.metrics,
+            files=hashes,
+        )
+        manifest.verify(staging)  # what was checked is what was read
         manifest.write(staging)
     logger.info("version %d is complete, manifest %s", manifest.version, manifest.sha256)
-    versions.point_to(manifest.version)
+    versions.point_to(manifest.version, only_forward=True)
     return manifest
 
 
-def _copy(candidate: Candidate, staging: Path) -> None:
-    for name in tqdm(candidate.files, desc="publish", unit="file", disable=None):
-        target = staging / name
-        target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(candidate.directory / name, target)
+def _copy(candidate: Candidate, staging: Path) -> dict[str, str]:
+    """Copy the candidate's files, reading each once; returns their SHA-256 by name."""
+    hashes = {}
+    total = sum((candidate.directory / name).stat().st_size for name in candidate.files)
+    with tqdm(total=total, desc="publish", unit="B", unit_scale=True, unit_divisor=1024, disable=None) as progress:
+        for name in candidate.files:
+            (staging / name).parent.mkdir(exist_ok=True)
+            digest = hashlib.sha256()
+            with (candidate.directory / name).open("rb") as source, (staging / name).open("wb") as target:
+                while block := source.read(BLOCK_BYTES):
+                    digest.update(block)
+                    target.write(block)
+                    progress.update(len(block))
+            hashes[name] = digest.hexdigest()
+    return hashes
 
 
-def _published_as(versions: VersionStore, hashes: dict[str, str]) -> Manifest | None:
-    return next((manifest for manifest in versions.manifests() if manifest.files == hashes), None)
+def _share_with(versions: VersionStore, parents: Collection[int], hashes: dict[str, str], staging: Path) -> None:
+    """Make files that a parent has too hard links to its own: the same bytes lie on the disk once, and never change."""
+    for parent in versions.manifests():
+        directory = versions.path(parent.version)
+        for name, sha256 in parent.files.items() & hashes.items() if parent.version in parents else ():
+            with suppress(OSError):  # retired meanwhile, or a file system without hard links: the copy stays
+                if sha256_of(directory / name) != sha256:
+                    logger.warning("%s is corrupted: the new version has a copy of its own", directory / name)
+                    continue
+                os.link(directory / name, staging / LINK_NAME)
+                os.replace(staging / LINK_NAME, staging / name)
+                logger.info("%s is that of version %d", name, parent.version)
+
+
+def _published_as(versions: VersionStore, candidate: Candidate) -> Manifest | None:
+    """The version of exactly the candidate's files. Hashes only what has the same size, the smallest first."""
+    paths = {name: candidate.directory / name for name in candidate.files}
+    names = sorted(paths, key=lambda name: paths[name].stat().st_size)
+    for manifest in versions.manifests():
+        theirs = versions.path(manifest.version)
+        if manifest.files.keys() == paths.keys() and all(
+            (theirs / name).is_file() and (theirs / name).stat().st_size == paths[name].stat().st_size for name in names
+        ) and all(sha256_of(paths[name]) == manifest.files[name] for name in names):
+            return manifest
+    return None
 
 
 def _resume(versions: VersionStore, twin: Manifest) -> Manifest:
@@ -86,5 +141,5 @@ def _resume(versions: VersionStore, twin: Manifest) -> Manifest:
             remedy=f"`facet versions show {twin.version}` tells about it; train or quantize anew for another version.",
         )
     logger.info("version %d was complete; only the pointer had to move", twin.version)
-    versions.point_to(twin.version)
+    versions.point_to(twin.version, only_forward=True)
     return twin

@@ -1,11 +1,17 @@
 """`facet serve`: the two servers, each a process of its own."""
 
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 import click
 
 from pipelines.contracts.errors import VersionNotFound
 from pipelines.contracts.workspace import Workspace
+
+if TYPE_CHECKING:
+    from online.server import Endpoint
 
 __all__ = ["serve"]
 
@@ -63,15 +69,19 @@ def serve() -> None:
 @VERSIONS
 @THREADS
 @click.option("--max-ids", type=click.IntRange(1), default=65_536, show_default=True, help="Most ids in one request.")
+@click.option(
+    "--rows", default="segments", show_default=True,
+    help="Where the rows were materialized to: segments, or redis://HOST:PORT/DB, or unix://SOCKET.",
+)
 @click.pass_obj
 def cpu_tier(
     workspace: Workspace, host: str, port: int, admin_port: int, versions: tuple[int, ...] | None, threads: int,
-    max_ids: int,
+    max_ids: int, rows: str,
 ) -> None:
     """Serve rows of materialized versions, each request from one version.
 
-    Every file is hashed against the version's manifest before it is served. With several versions the first is
-    preferred until `facet rollout` promotes another.
+    Every segment is hashed before it is served; of rows in Redis, every value when it is read. With several versions
+    the first is preferred until `facet rollout` promotes another.
     """
     from online.cpu_tier import CpuTierAdminService, HostedVersions, LookupService
     from online.proto import admin_pb2_grpc, lookup_pb2_grpc
@@ -79,7 +89,9 @@ def cpu_tier(
     from online.server import Endpoint, serve_until_stopped
 
     endpoint, admin = Endpoint("lookup", host, port, threads), Endpoint("admin", host, admin_port, 2)
-    hosted = HostedVersions(lambda version: VersionReader.open(workspace, version))
+    hosted = HostedVersions(
+        lambda version: VersionReader.open(workspace, version, rows=rows), pin=_pin(workspace, "cpu-tier", endpoint)
+    )
     wanted = versions or _current(workspace)
     for version in wanted:
         hosted.load(version)
@@ -87,6 +99,7 @@ def cpu_tier(
     lookup_pb2_grpc.add_LookupServicer_to_server(LookupService(hosted, max_ids=max_ids), endpoint.server)
     admin_pb2_grpc.add_CpuTierAdminServicer_to_server(CpuTierAdminService(hosted), admin.server)
     serve_until_stopped([endpoint, admin], lambda: {"role": "cpu-tier", "versions": list(wanted)})
+    hosted.close()
 
 
 @serve.command()
@@ -130,7 +143,9 @@ def ranker(
 
     torch.set_num_threads(1)  # requests are the parallelism
     chosen = best_device() if device == "auto" else device
-    models = RunnableModels(lambda version: Scorer.load(workspace, version, device=chosen))
+    models = RunnableModels(
+        lambda version: Scorer.load(workspace, version, device=chosen), pin=_pin(workspace, "ranker", endpoint)
+    )
     wanted = versions or _current(workspace)
     for version in wanted:
         models.load(version)
@@ -139,6 +154,12 @@ def ranker(
     rank_pb2_grpc.add_RankServicer_to_server(service, endpoint.server)
     admin_pb2_grpc.add_RankerAdminServicer_to_server(RankerAdminService(models), admin.server)
     serve_until_stopped([endpoint, admin], lambda: {"role": "ranker", "versions": list(wanted), "device": chosen})
+    models.close()
+
+
+def _pin(workspace: Workspace, role: str, endpoint: "Endpoint") -> Callable[[int], AbstractContextManager]:
+    address = f"{endpoint.host}:{endpoint.port}"
+    return lambda version: workspace.versions.pinned(version, role=role, address=address)
 
 
 def _current(workspace: Workspace) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 import click
 
+from pipelines.contracts.freshness import FreshnessLimits
 from pipelines.contracts.rowcodec import CODEC_NAMES
 from pipelines.contracts.runspec import ARMS
 from pipelines.contracts.workspace import Workspace
@@ -18,9 +19,20 @@ __all__ = ["publish"]
     help="Which quantization, as given to `facet quantize --to`.",
 )
 @click.option("--parent", "parents", type=int, multiple=True, help="Version it was warm-started from; may be repeated.")
+@click.option(
+    "--pretraining-warn-days", "warn_days", type=int, default=FreshnessLimits.warn_days, show_default=True,
+    envvar=FreshnessLimits.WARN_VARIABLE, show_envvar=True,
+    help="Warn when fine-tuning data starts more days than this after pretraining data ends.",
+)
+@click.option(
+    "--pretraining-refuse-days", "refuse_days", type=int, default=FreshnessLimits.refuse_days, show_default=True,
+    envvar=FreshnessLimits.REFUSE_VARIABLE, show_envvar=True, help="Refuse past so many.",
+)
+@click.option("--force-stale", is_flag=True, help="Publish past that limit too, with a warning.")
 @click.pass_obj
 def publish(
-    workspace: Workspace, run_name: str, arm: str, seed: int, quantization: str, parents: tuple[int, ...]
+    workspace: Workspace, run_name: str, arm: str, seed: int, quantization: str, parents: tuple[int, ...],
+    warn_days: int, refuse_days: int, force_stale: bool,
 ) -> None:
     """Make tables and upper model one immutable version.
 
@@ -33,7 +45,8 @@ def publish(
     from pipelines.publish import publish as publish_candidate
 
     manifest = publish_candidate(
-        workspace, workspace.run(run_name).ranker(arm, seed) / quantization, parents=parents
+        workspace, workspace.run(run_name).ranker(arm, seed) / quantization, parents=parents,
+        limits=FreshnessLimits(warn_days, refuse_days, force_stale),
     )
     click.echo(
         f"published version {manifest.version}: manifest {manifest.sha256[:12]}, data to {manifest.as_of.date()}"

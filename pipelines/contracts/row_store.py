@@ -56,6 +56,10 @@ class RowStore(Protocol):
         """Delete a table, not readable from the first moment on; absent is fine."""
         ...
 
+    def collect(self) -> list[str]:
+        """Delete what writers left that did not finish; returns names of what was deleted."""
+        ...
+
 
 def row_store(rows: str, workspace: Workspace) -> RowStore:
     """The place that the setting `rows` names: `segments`, or the URL of a Redis server or cluster.
@@ -101,3 +105,9 @@ class SegmentRows:
 
     def drop(self, version: int, table: str, *, manifest_sha256: str) -> None:
         remove_directory(self._workspace.segment(version, table))
+
+    def collect(self) -> list[str]:
+        swept = []
+        for folder in self._workspace.segments.iterdir() if self._workspace.segments.is_dir() else ():
+            swept += sweep_staging(folder)
+        return swept

@@ -11,7 +11,10 @@ import pytest
 from online.client import RankClient, open_channel
 from online.proto import admin_pb2, admin_pb2_grpc
 from online.rollout import CpuHost, FleetStatus, InvariantViolated, Rollout
-from pipelines.contracts.errors import IntegrityError, VersionConflict, VersionNotFound
+from pipelines.contracts.errors import IntegrityError, StalePretraining, VersionConflict, VersionNotFound
+from pipelines.contracts.freshness import FreshnessLimits
+from pipelines.publish import publish
+from tests.releases import write_candidate
 
 STEPS = 6
 
@@ -89,6 +92,28 @@ def test_it_refuses_before_any_step(fleet, own_workspace) -> None:
         begin(fleet)
     weights.write_bytes(original)
     assert versions_of(fleet) == ([1], [1]) and not (workspace.root / "rollout").exists()
+
+
+@pytest.mark.slow
+def test_stale_pretraining_is_refused_before_any_step_unless_forced(fleet, own_workspace, tmp_path, caplog) -> None:
+    workspace, tier, ranker = fleet
+    candidate = write_candidate(tmp_path / "stale", seed=3)
+    release = json.loads((candidate / "release.json").read_text())
+    release["windows"]["pretrain"] = ["2010-06-01", "2010-07-01"]  # 274 days before fine-tuning
+    (candidate / "release.json").write_text(json.dumps(release))
+    publish(workspace, candidate, limits=FreshnessLimits(refuse_days=300))
+    own_workspace.apply()
+    own_workspace.materialize([spec.view_name(3) for spec in workspace.versions.manifest(3).tables])
+    hosts = {"cpu_tiers": [tier.admin_address], "rankers": [ranker.admin_address]}
+    with pytest.raises(StalePretraining, match="version 3 ends 2010-07-01, 274 days"):
+        begin(fleet, to=3)
+    assert versions_of(fleet) == ([1], [1]) and not (workspace.root / "rollout").exists()
+    caplog.clear()
+    walk = Rollout.begin_or_resume(workspace, 3, **hosts, limits=FreshnessLimits(forced=True)).walk()
+    assert "274 days" in caplog.text
+    next(walk)
+    assert len(list(begin(fleet, to=3).walk())) == STEPS  # resuming does not ask again
+    assert versions_of(fleet) == ([3], [3])
 
 
 def test_another_rollout_has_to_wait(fleet) -> None:

@@ -78,9 +78,18 @@ def test_a_corrupted_manifest_stops_apply_and_nothing_changes(own_workspace: Fea
 
 
 def test_a_version_that_is_gone(own_workspace: FeastRepository) -> None:
-    (own_workspace.workspace.versions.path(2) / "manifest.json").unlink()
+    own_workspace.workspace.versions.point_to(1)
+    own_workspace.workspace.versions.retire(2)
     with pytest.raises(VersionNotFound, match=r"version 2: expected one of \[1\]"):
         own_workspace.materialize(["item_kge__v2"])
+
+
+def test_a_manifest_that_is_lost_is_no_retirement(own_workspace: FeastRepository) -> None:
+    (own_workspace.workspace.versions.path(2) / "manifest.json").unlink()
+    for refused in (own_workspace.apply, own_workspace.materialize):
+        with pytest.raises(IntegrityError, match=r"versions/2/manifest\.json is missing"):
+            refused()
+    assert first_row(own_workspace, 2) is not None
 
 
 def test_a_version_that_is_not_the_one_that_was_applied(own_workspace: FeastRepository, tmp_path: Path) -> None:

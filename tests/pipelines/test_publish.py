@@ -16,12 +16,15 @@ from pipelines.cli import facet
 from pipelines.contracts.durable import creating_directory
 from pipelines.contracts.errors import (
     FacetError,
+    IntegrityError,
     InvalidConfig,
     InvalidTable,
     NotPrepared,
+    StalePretraining,
     VersionConflict,
     VersionNotFound,
 )
+from pipelines.contracts.rowcodec import CODEC_NAMES
 from pipelines.contracts.version import VersionStore
 from pipelines.contracts.workspace import Workspace
 from pipelines.publish import publish
@@ -73,11 +76,13 @@ def test_a_version_is_the_candidates_files_under_a_sealed_manifest(workspace: Wo
 def test_numbers_go_up_and_are_never_used_twice(workspace: Workspace, candidate: Path) -> None:
     publish(workspace, candidate)
     publish(workspace, other_candidate(candidate, 1), parents=(1,))
-    (workspace.versions.path(2) / "manifest.json").unlink()  # retired
+    workspace.versions.point_to(1)
+    workspace.versions.retire(2)
     manifest = publish(workspace, other_candidate(candidate, 2), parents=(1,))
     assert (manifest.version, manifest.parents, workspace.versions.numbers()) == (3, (1,), [1, 3])
-    shutil.rmtree(workspace.versions.path(3))
-    assert workspace.versions.next_number() == 4  # the pointer remembers
+    workspace.versions.point_to(1)
+    workspace.versions.retire(3)
+    assert workspace.versions.next_number() == 4
 
 
 def test_the_same_candidate_twice_is_refused(workspace: Workspace, candidate: Path) -> None:
@@ -85,6 +90,60 @@ def test_the_same_candidate_twice_is_refused(workspace: Workspace, candidate: Pa
     with pytest.raises(VersionConflict, match="the files of version 1"):
         publish(workspace, candidate)
     assert whole(workspace.versions) == [1]
+
+
+def test_what_happens_to_the_candidate_later_does_not_happen_to_the_version(
+    workspace: Workspace, candidate: Path
+) -> None:
+    manifest = publish(workspace, candidate)
+    for name in manifest.files:
+        with (candidate / name).open("r+b") as file:
+            file.write(b"gone")
+    manifest.verify(workspace.versions.path(1))
+
+
+def test_a_copy_that_is_not_what_was_read_is_refused(
+    workspace: Workspace, candidate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flip(versions: VersionStore, parents: tuple[int, ...], hashes: dict[str, str], staging: Path) -> None:
+        path = staging / "tables/item.kge.parquet"
+        content = bytearray(path.read_bytes())
+        content[len(content) // 3] ^= 1
+        path.write_bytes(content)
+
+    monkeypatch.setattr("pipelines.publish._share_with", flip)
+    with pytest.raises((IntegrityError, InvalidTable), match=r"item\.kge"):
+        publish(workspace, candidate)
+    assert workspace.versions.current() is None and not any(workspace.versions.root.glob("*"))
+
+
+def test_files_that_a_parent_has_too_lie_on_the_disk_once(workspace: Workspace, candidate: Path) -> None:
+    publish(workspace, candidate)
+    second, third = other_candidate(candidate, 1), other_candidate(candidate, 2)
+    manifest = publish(workspace, second, parents=(1,))
+    first, child = workspace.versions.path(1), workspace.versions.path(2)
+    shared = {name for name in manifest.files if (child / name).samefile(first / name)}
+    assert shared == set(manifest.files) - {"upper/model.safetensors"}
+    assert {path.name for path in child.iterdir()} == {path.name for path in first.iterdir()}
+    with (first / "tables/item.kge.parquet").open("ab") as file:
+        file.write(b"x")
+    publish(workspace, third, parents=(1,))  # not from a corrupted parent, nor from one that is none
+    table = workspace.versions.path(3) / "tables/item.kge.parquet"
+    workspace.versions.manifest(3).verify(workspace.versions.path(3))
+    assert table.stat().st_nlink == 1
+    assert (workspace.versions.path(3) / "tables/user.kge.parquet").samefile(first / "tables/user.kge.parquet")
+
+
+@pytest.mark.parametrize("quantization", CODEC_NAMES)
+def test_a_table_without_rows_and_every_quantization_can_be_published(
+    workspace: Workspace, tmp_path: Path, quantization: str
+) -> None:
+    candidate = write_candidate(tmp_path / quantization, seed=3, quantization=quantization)
+    rewrite("item.kge", lambda table: table.slice(0, 0))(candidate)
+    release = json.loads((candidate / "release.json").read_text())
+    next(table for table in release["tables"] if table["name"] == "item.kge")["rows"] = 0
+    (candidate / "release.json").write_text(json.dumps(release))
+    assert publish(workspace, candidate).table("item.kge").rows == 0 and whole(workspace.versions) == [1]
 
 
 def test_an_unknown_parent_is_refused(workspace: Workspace, candidate: Path) -> None:
@@ -114,11 +173,19 @@ def with_column(name: str, values: pa.Array) -> Callable[[pa.Table], pa.Table]:
     return lambda table: table.set_column(table.schema.get_field_index(name), name, values)
 
 
-def nan_scale(candidate: Path) -> None:
-    table = pq.read_table(candidate / "tables/item.kge.parquet")
-    rows = np.array([np.frombuffer(row, np.uint8) for row in table["row"].to_pylist()])
-    rows[17, -4:-2] = np.frombuffer(np.float16("nan").tobytes(), np.uint8)
-    write_table(candidate / "tables/item.kge.parquet", table["id"].to_numpy(), rows, AS_OF)
+def scale_of_row_17(value: float) -> Callable[[Path], None]:
+    def apply(candidate: Path) -> None:
+        table = pq.read_table(candidate / "tables/item.kge.parquet")
+        rows = np.array([np.frombuffer(row, np.uint8) for row in table["row"].to_pylist()])
+        rows[17, -4:-2] = np.frombuffer(np.float16(value).tobytes(), np.uint8)
+        write_table(candidate / "tables/item.kge.parquet", table["id"].to_numpy(), rows, AS_OF)
+
+    return apply
+
+
+def with_buckets(candidate: Path) -> None:
+    """Says that the table has hash buckets, which have no rows."""
+    edit_release(lambda r: r["tables"][0].update(id_rule="vocabulary+buckets", buckets=2))(candidate)
 
 
 def nan_weight(candidate: Path) -> None:
@@ -134,8 +201,8 @@ def other_dims(candidate: Path) -> None:
 
 
 BROKEN = {
-    "unsorted ids": (rewrite("item.kge", lambda t: t.take(pa.array(np.arange(200)[::-1]))), "ascending ids"),
-    "repeated ids": (rewrite("item.kge", lambda t: t.take(pa.array([0, *range(199)]))), "ascending ids"),
+    "unsorted ids": (rewrite("item.kge", lambda t: t.take(pa.array(np.arange(200)[::-1]))), "increasing ids"),
+    "repeated ids": (rewrite("item.kge", lambda t: t.take(pa.array([0, *range(199)]))), "increasing ids"),
     "a row too few": (rewrite("item.kge", lambda t: t.slice(1)), r"200 rows, got 199"),
     "null ids": (rewrite("item.kge", with_column("id", pa.nulls(200, pa.int64()))), "no nulls"),
     "text ids": (rewrite("item.kge", with_column("id", pa.array(map(str, range(200))))), "id.*string"),
@@ -145,12 +212,29 @@ BROKEN = {
         "event_timestamp 2011-07-01",
     ),
     "no such column": (rewrite("item.kge", lambda t: t.drop_columns(["row"])), "row.*None"),
-    "NaN in a row": (nan_scale, "item.kge.*NaN or infinity in rows"),
+    "null rows": (rewrite("item.kge", with_column("row", pa.nulls(200, pa.binary(10)))), "no nulls"),
+    "a row too many": (rewrite("item.kge", lambda t: pa.concat_tables([t, t.slice(199)])), r"200 rows, got at least"),
+    "one row of another time": (
+        rewrite(
+            "item.kge",
+            with_column("event_timestamp", pa.array([AS_OF] * 199 + [AS_OF.replace(day=2)], pa.timestamp("us", "UTC"))),
+        ),
+        "event_timestamp 2011-07-01.*2011-07-02",
+    ),
+    "buckets without rows": (with_buckets, "bucket ids -2 to -1"),
+    "NaN in a row": (scale_of_row_17(np.nan), r"item.kge.*NaN or infinity in the row of id \d+"),
+    "infinity in a row": (scale_of_row_17(-np.inf), r"item.kge.*NaN or infinity in the row of id \d+"),
+    "infinity in the default row": (
+        edit_release(lambda r: r["tables"][0].update(default_row=r["tables"][0]["default_row"][:-4] + "007c")),
+        "NaN or infinity in its default row",
+    ),
+    "no columns": (edit_release(lambda r: r["tables"][0].update(dim=0, default_row="00" * 4)), "1 or more columns"),
+    "cut Parquet": (lambda c: os.truncate(c / "tables/item.kge.parquet", 500), "a Parquet file"),
     "no table file": (lambda c: (c / "tables/item.kge.parquet").unlink(), "no file"),
     "not Parquet": (lambda c: (c / "tables/item.kge.parquet").write_text("hello"), "a Parquet file"),
     "infinite weight": (nan_weight, "heads.bias"),
     "other dimensions": (other_dims, "99"),
-    "no weights": (lambda c: (c / "upper/model.safetensors").unlink(), "upper model"),
+    "no weights": (lambda c: (c / "upper/model.safetensors").unlink(), "upper/model.safetensors"),
     "cut weights": (lambda c: os.truncate(c / "upper/model.safetensors", 100), "upper model"),
     "no tables": (edit_release(lambda r: r.update(tables=[])), "distinct tables"),
     "a table twice": (edit_release(lambda r: r["tables"].append(r["tables"][0])), "distinct tables"),
@@ -245,6 +329,25 @@ class TestCommands:
         assert workspace.versions.manifest(1).sha256 in shown
         for expected in ("2010-12-01 to 2011-04-01", "item_kge__v1", "auc.purchase", "0.5000", "no table yet"):
             assert expected in shown
+
+    def test_the_staleness_gate(
+        self, workspace: Workspace, pristine: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        candidate = workspace.run("v1").ranker("both", 0) / "int4"
+        shutil.copytree(pristine, candidate)
+        edit_release(lambda release: release["windows"].update(pretrain=["2010-09-01", "2010-12-01"]))(candidate)
+        publish = ("publish", "--run", "v1")  # 121 days between the windows
+        with pytest.raises(StalePretraining, match="at most 120 days, got 121"):
+            self.run(workspace, *publish, "--pretraining-refuse-days", "120")
+        monkeypatch.setenv("FACET_PRETRAINING_REFUSE_DAYS", "100")
+        with pytest.raises(StalePretraining, match=r"at most 100 days, got 121.*arXiv 2508.05700.*3 months.*6 months"):
+            self.run(workspace, *publish)
+        with pytest.raises(InvalidConfig, match="130 and 100"):
+            self.run(workspace, *publish, "--pretraining-warn-days", "130")
+        assert not workspace.versions.root.exists()
+        self.run(workspace, *publish, "--force-stale")
+        assert "121 days before fine-tuning starts" in caplog.text and workspace.versions.numbers() == [1]
+        assert "121 d" in self.run(workspace, "versions")
 
     def test_an_unknown_version(self, workspace: Workspace) -> None:
         with pytest.raises(FacetError, match="version 3"):

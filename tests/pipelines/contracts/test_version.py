@@ -73,8 +73,8 @@ def test_a_pointer_that_was_altered_is_refused_until_it_is_moved(versions: Versi
     versions.point_to(2)
     path = versions.root / "CURRENT"
     good, sha = path.read_text(), versions.manifest(2).sha256
-    altered = ["{}", "", "\x80", good + "\n", good.replace(": 2", ": 3"), good.replace(": 2", ": 6"), good.replace(": 2", ':"2')]
-    for text in [*altered, good.replace(sha, "0" * 64)]:
+    other_numbers = [good.replace(": 2", f": {number}") for number in (3, 6, '"2"', "null")]
+    for text in ["{}", "", "\x80", good + "\n", good.replace(sha, "0" * 64), *other_numbers]:
         path.write_text(text, encoding="latin-1")
         with pytest.raises(IntegrityError, match=r"CURRENT is corrupted.*facet versions point"):
             versions.current()
