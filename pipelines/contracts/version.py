@@ -250,8 +250,7 @@ class VersionStore:
     def _require(self, held: bool, version: int) -> None:
         """Raise unless a shared lock on the version's manifest was got."""
         if not held:
-            if not (self.path(version) / MANIFEST_NAME).is_file():
-                raise self._not_found(version)
+            self.manifest(version)  # says what is wrong if it is not there
             raise VersionConflict(
                 f"version {version}", expected="a version that nobody is retiring", got="one that somebody is",
                 remedy="Try again: if it is still published then, the retirement was refused.",
