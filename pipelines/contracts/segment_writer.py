@@ -94,12 +94,12 @@ def _write_index(staging: Path, records: "_Records", rows: "_ArrayFile") -> dict
         ThreadPoolExecutor(os.cpu_count()) as pool,
     ):
         for first_part, group in records.groups():
-            group_counts = counts[first_part : first_part + records.parts_of_group]
-            built = _build_group(group, first_part, group_counts, records, slots, pilots, print_bytes, pool)
-            parts[first_part : first_part + len(group_counts), 1] = built.salts
-            rows.append(built.rows)
-            pilot_file.append(built.pilots)
-            remap_file.append(built.remap)
+            # parts are hashed and written in their order while later ones are built
+            for number, part in enumerate(_built_parts(group, first_part, records, slots, pilots, print_bytes, pool)):
+                parts[first_part + number, 1] = part.salt
+                rows.append(part.rows)
+                pilot_file.append(part.pilots)
+                remap_file.append(part.remap)
         parts_file.append(parts)
         files = {"rows.npy": rows, "parts.npy": parts_file, "pilots.npy": pilot_file, "remap.npy": remap_file}
         return {
@@ -111,46 +111,43 @@ def _write_index(staging: Path, records: "_Records", rows: "_ArrayFile") -> dict
         }
 
 
-class _Group(NamedTuple):
-    """What becomes of a group of parts: see `pipelines.contracts.segment` for the arrays."""
+class _Part(NamedTuple):
+    """What becomes of one part: see `pipelines.contracts.segment` for the arrays."""
 
-    salts: list[int]
+    salt: int
     rows: np.ndarray
     pilots: np.ndarray
     remap: np.ndarray
 
 
-def _build_group(
-    group: np.ndarray, first_part: int, counts: np.ndarray, records: "_Records", slots: int, pilots: int,
-    print_bytes: int, pool: ThreadPoolExecutor,
-) -> _Group:
-    """Build the parts of one group, side by side."""
+def _built_parts(
+    group: np.ndarray, first_part: int, records: "_Records", slots: int, pilots: int, print_bytes: int,
+    pool: ThreadPoolExecutor,
+) -> Iterator[_Part]:
+    """The parts of one group, in their order; they are built side by side."""
+    row_bytes = records.row_bytes
+    hashes = group.reshape(-1, HASH_BYTES + row_bytes)[:, :HASH_BYTES].copy().view(np.uint64).reshape(-1)
+    counts = records.part_counts[first_part : first_part + records.parts_of_group]
     bounds = np.concatenate([[0], np.cumsum(counts)])
-    stored_bytes = records.row_bytes
-    hashes = group.reshape(-1, HASH_BYTES + stored_bytes)[:, :HASH_BYTES].copy().view(np.uint64).reshape(-1)
     order = _order_by_part(hashes, records.part_shift, first_part, bounds)
-    built = _Group(
-        salts=[],
-        rows=np.empty(len(hashes) * (stored_bytes + print_bytes), np.uint8),
-        pilots=np.empty(len(counts) * pilots, np.uint8),
-        remap=np.empty(len(counts) * slots - len(hashes), np.uint16),
-    )
 
-    def build(part: int) -> int:
-        start, end = bounds[part], bounds[part + 1]
-        return _place_part(
-            hashes, order[start:end], group, stored_bytes, print_bytes, start, slots,
-            built.pilots[part * pilots : (part + 1) * pilots],
-            built.remap[part * slots - start : (part + 1) * slots - end], built.rows,
+    def build(number: int) -> _Part:
+        members = order[bounds[number] : bounds[number + 1]]
+        part = _Part(
+            0, np.empty(len(members) * (row_bytes + print_bytes), np.uint8), np.empty(pilots, np.uint8),
+            np.empty(slots - len(members), np.uint16),
+        )
+        return part._replace(
+            salt=_place_part(hashes, members, group, row_bytes, print_bytes, slots, part.pilots, part.remap, part.rows)
         )
 
-    built.salts.extend(pool.map(build, range(len(counts))))
-    if min(built.salts) < 0:
-        raise InvalidTable(
-            "the table's ids", expected="distinct ids", got="hashes for which no perfect hash was found",
-            remedy="Publish the version again; if that does not help, report it: this should not happen.",
-        )
-    return built
+    for part in pool.map(build, range(len(counts))):
+        if part.salt < 0:
+            raise InvalidTable(
+                "the table's ids", expected="distinct ids", got="hashes for which no perfect hash was found",
+                remedy="Publish the version again; if that does not help, report it: this should not happen.",
+            )
+        yield part
 
 
 class _Records:
@@ -276,12 +273,12 @@ def _order_by_part(hashes, part_shift, first_part, bounds):
 
 
 @njit(nogil=True, cache=True)
-def _place_part(hashes, members, records, row_bytes, print_bytes, start, slots, pilots, remap, out):
+def _place_part(hashes, members, records, row_bytes, print_bytes, slots, pilots, remap, out):
     """Build the perfect hash of one part and put its rows, each with its print, where lookups will find them.
 
     Args:
         records: uint8 (n * (HASH_BYTES + row_bytes),) of the whole group; `members` are those of the part.
-        out: uint8 (n * (row_bytes + print_bytes),); the part's rows begin at row `start`.
+        out: uint8 (members * (row_bytes + print_bytes),), the rows of the part.
     """
     n, record_bytes, stride = len(members), HASH_BYTES + row_bytes, row_bytes + print_bytes
     keys, places = np.empty(n, np.uint64), np.empty(n, np.uint16)
@@ -291,7 +288,7 @@ def _place_part(hashes, members, records, row_bytes, print_bytes, start, slots, 
     if salt < 0:
         return salt
     for i in range(n):
-        to = (start + np.int64(places[i])) * stride
+        to = np.int64(places[i]) * stride
         store64(out, to + stride - 8, fingerprint(keys[i]))  # of which the row overwrites all but its print
         copy_words(records, np.int64(members[i]) * record_bytes + HASH_BYTES, out, to, row_bytes)
     return salt
