@@ -6,7 +6,7 @@ import numpy as np
 
 from pipelines.contracts.errors import IntegrityError, VersionNotFound
 from pipelines.contracts.manifest import Manifest
-from pipelines.contracts.row_store import SEGMENTS, RowReader, row_store
+from pipelines.contracts.row_store import RowReader, row_store
 from pipelines.contracts.workspace import Workspace
 
 __all__ = ["VersionReader"]
@@ -35,13 +35,14 @@ class VersionReader:
 
     @classmethod
     def open(
-        cls, workspace: Workspace, version: int, *, verify: bool = True, rows: str = SEGMENTS
+        cls, workspace: Workspace, version: int, *, verify: bool = True, rows: str | None = None
     ) -> "VersionReader":
         """Open every table of a version.
 
         Args:
             verify: hash segments before they are served; in Redis, compare the checksum of every value that is read.
-            rows: `segments`, or the URL of the Redis server or cluster that the rows were materialized to.
+            rows: `segments`, or the URL of the Redis server or cluster that the rows were materialized to; by default
+                what `feature_store.yaml` says.
 
         Raises:
             VersionNotFound: the version is not published, or one of its tables is not materialized.

@@ -6,8 +6,8 @@ versions/7/manifest.json ─► retired.json written ─► manifest.json delete
 ```
 
 `versions/7/retired.json` stays for good: the number is taken, and the lineage of later versions goes on through it.
-Rows in another online store than the segments, such as Redis, go with the version's feature views: at the next
-`feast apply`, which tells the online store that the views of a version which is no longer published are gone.
+Rows in Redis are dropped too. What cannot be dropped then, because the server does not answer, goes with the version's
+feature views: at the next `feast apply`, which tells the online store that they are gone.
 """
 
 import logging
@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.contracts.durable import STAGING_PREFIX, remove_directory, require_writable, sweep_staging
-from pipelines.contracts.errors import IntegrityError, VersionNotFound
+from pipelines.contracts.errors import IntegrityError, Unavailable, VersionNotFound
 from pipelines.contracts.locks import locked
+from pipelines.contracts.manifest import Manifest
+from pipelines.contracts.row_store import row_store
 from pipelines.contracts.version import RETIRED_NAME, Retirement, VersionStore
 from pipelines.contracts.workspace import Workspace
 
@@ -58,7 +60,19 @@ def retire(workspace: Workspace, version: int) -> Retired:
         logger.info("version %d was retired by %s; only its files had to be deleted", version, retirement.by)
     else:
         retirement = versions.retire(version)
-    return Retired(version, retirement, delete_leftovers(workspace, version), _children(versions, version))
+    freed_bytes = delete_leftovers(workspace, version)
+    if retirement.manifest:
+        _drop_rows(workspace, retirement.manifest)
+    return Retired(version, retirement, freed_bytes, _children(versions, version))
+
+
+def _drop_rows(workspace: Workspace, manifest: Manifest) -> None:
+    try:
+        rows = row_store(None, workspace)
+        for spec in manifest.tables:
+            rows.drop(manifest.version, spec.name, manifest_sha256=manifest.sha256)
+    except Unavailable as error:
+        logger.warning("%s The rows of version %d go at the next `feast apply`.", error, manifest.version)
 
 
 def leftovers(workspace: Workspace, version: int) -> list[Path]:

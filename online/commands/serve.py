@@ -70,13 +70,13 @@ def serve() -> None:
 @THREADS
 @click.option("--max-ids", type=click.IntRange(1), default=65_536, show_default=True, help="Most ids in one request.")
 @click.option(
-    "--rows", default="segments", show_default=True,
+    "--rows", show_default="as feature_store.yaml says",
     help="Where the rows were materialized to: segments, or redis://HOST:PORT/DB, or unix://SOCKET.",
 )
 @click.pass_obj
 def cpu_tier(
     workspace: Workspace, host: str, port: int, admin_port: int, versions: tuple[int, ...] | None, threads: int,
-    max_ids: int, rows: str,
+    max_ids: int, rows: str | None,
 ) -> None:
     """Serve rows of materialized versions, each request from one version.
 

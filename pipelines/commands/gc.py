@@ -15,12 +15,11 @@ __all__ = ["gc"]
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
-@click.option("--rows", metavar="URL", help="Also look in this Redis, as `rows` of feature_store.yaml names it.")
 @click.pass_obj
-def gc(workspace: Workspace, dry_run: bool, rows: str | None) -> None:
+def gc(workspace: Workspace, dry_run: bool) -> None:
     """Delete what crashes left: half-written and half-retired versions, their segments, pins of dead processes.
 
-    What a living process writes or serves is never touched.
+    Tables in Redis too, if that is where rows lie. What a living process writes or serves is never touched.
     """
     from pipelines.contracts.row_store import row_store
     from pipelines.garbage import collect, find, unexplained
@@ -29,7 +28,7 @@ def gc(workspace: Workspace, dry_run: bool, rows: str | None) -> None:
     _say("would be deleted" if dry_run else "deleted", workspace, found)
     if kept:
         _say("could not be deleted", workspace, kept)
-    for table in row_store(rows, workspace).collect() if rows and not dry_run else ():
+    for table in () if dry_run else row_store(None, workspace).collect():
         click.echo(f"deleted: what a writer left of {table} in the row store")
     for path in unexplained(workspace):
         click.echo(f"left alone: {path.relative_to(workspace.root)} is neither published nor retired; look at it")

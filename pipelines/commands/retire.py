@@ -15,7 +15,7 @@ def retire(workspace: Workspace, version: int) -> None:
 
     Refused while it is the current version, or while a CPU tier or ranker has it loaded; the refusal names them. Its
     record stays in versions/VERSION/retired.json: the number is never used again, and the lineage goes on. After a
-    crash, the same command or `facet gc` finishes. Then `feast apply` removes its views, and its rows from Redis.
+    crash, the same command or `facet gc` finishes. Then `feast apply` removes its views.
     """
     from pipelines.retire import retire as retire_version
 

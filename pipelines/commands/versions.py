@@ -7,6 +7,7 @@ import click
 from pipelines.contracts.errors import IntegrityError
 from pipelines.contracts.freshness import pretraining_age_days
 from pipelines.contracts.manifest import Manifest
+from pipelines.contracts.row_store import row_store
 from pipelines.contracts.version import Retirement
 from pipelines.contracts.workspace import Workspace
 
@@ -163,7 +164,8 @@ def _numbers(versions: tuple[int, ...] | list[int]) -> str:
 
 
 def _materialized(workspace: Workspace, manifest: Manifest) -> list[str]:
-    return [spec.name for spec in manifest.tables if workspace.segment(manifest.version, spec.name).is_dir()]
+    rows = row_store(None, workspace)
+    return [spec.name for spec in manifest.tables if rows.holds(manifest.version, spec.name)]
 
 
 def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

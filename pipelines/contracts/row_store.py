@@ -1,5 +1,6 @@
 """Where the rows of materialized tables lie, and what every such place can do: segments on this machine, or Redis."""
 
+import os
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -10,9 +11,10 @@ from pipelines.contracts.durable import remove_directory, require_writable, swee
 from pipelines.contracts.segment import Segment
 from pipelines.contracts.segment_writer import write_segment
 from pipelines.contracts.spec import TableSpec
+from pipelines.contracts.strict import read_yaml
 from pipelines.contracts.workspace import Workspace
 
-__all__ = ["SEGMENTS", "RowReader", "RowStore", "SegmentRows", "row_store"]
+__all__ = ["SEGMENTS", "RowReader", "RowStore", "SegmentRows", "configured_rows", "row_store"]
 
 SEGMENTS = "segments"
 
@@ -61,13 +63,23 @@ class RowStore(Protocol):
         ...
 
 
-def row_store(rows: str, workspace: Workspace) -> RowStore:
+def configured_rows(workspace: Workspace) -> str:
+    """`rows` of `online_store:` in the workspace's `feature_store.yaml`; segments if it does not say."""
+    path = workspace.feature_repo / "feature_store.yaml"
+    online_store = read_yaml(path).get("online_store") if path.is_file() else None
+    return os.path.expandvars(online_store.get("rows", SEGMENTS)) if isinstance(online_store, dict) else SEGMENTS
+
+
+def row_store(rows: str | None, workspace: Workspace) -> RowStore:
     """The place that the setting `rows` names: `segments`, or the URL of a Redis server or cluster.
+
+    Without it, the place that is configured.
 
     Raises:
         InvalidConfig: it is neither.
         Unavailable: the server does not answer.
     """
+    rows = rows or configured_rows(workspace)
     if rows == SEGMENTS:
         return SegmentRows(workspace)
     # only those who use Redis load it
