@@ -3,82 +3,91 @@
 For each table of a version, the published Parquet file is compared with
 
 ```
-segment      the rows of the memory-mapped segment, in order
-lookup       Segment.lookup in batches of shuffled ids: what the CPU tier answers with
+lookup       the table's reader, in batches of shuffled ids: what the CPU tier answers with, from segments or Redis
+segment      the row that lies where a segment's index says; over all ids: each row is reached by exactly one
 online       Feast's get_online_features
 offline      Feast's get_historical_features at the version's as_of
+unknown ids  ids that the file does not have: the default row or their bucket's, and the same answer from Feast
 ```
 
 Each way is reduced to SHA-256 over (id, row) in the order of ids; a row differs if any way gives other bytes for it.
+The file is read once, by row groups; memory is bounded by a batch, and by a byte for each row of the largest segment.
 """
 
 import hashlib
 import json
-import logging
+import math
 import time
-from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from pipelines import audit_ways
+from pipelines.audit_ways import Way
 from pipelines.contracts.durable import replacing_file
-from pipelines.contracts.embedding_view import EmbeddingView
-from pipelines.contracts.errors import IntegrityError, NotPrepared
-from pipelines.contracts.manifest import Manifest
+from pipelines.contracts.errors import IntegrityError
+from pipelines.contracts.row_store import SEGMENTS, RowReader, RowStore, row_store
 from pipelines.contracts.segment import Segment
-from pipelines.contracts.spec import TableSpec
 from pipelines.contracts.workspace import Workspace
+from pipelines.published_table import FEW_IDS, PublishedTable, UnknownIds
 
 __all__ = ["WAYS", "audit"]
 
-logger = logging.getLogger(__name__)
-
-WAYS = ("segment", "lookup", "online", "offline")
-BATCH_ROWS = 5_000
-
-# ids int64 (B,) -> rows uint8 (B, row_bytes) and found bool (B,), in the order of the ids
-Reader = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+WAYS = ("lookup", "segment", "online", "offline")
+FALSE_POSITIVE_RATE = 2.0**-16
+"""At most how often an unknown id may pass for a known one: what row readers promise."""
+NAMED = 10
 
 
-def audit(workspace: Workspace, version: int, *, sample: int | None = None, seed: int = 0) -> dict[str, Any]:
+def audit(
+    workspace: Workspace, version: int, *, sample: int | None = None, seed: int = 0, rows: RowStore | None = None
+) -> dict[str, Any]:
     """Compare every published row of a version, or `sample` of each table, with what each way answers.
 
+    Args:
+        rows: where the materialized rows lie; by default what `online_store:` of `feature_store.yaml` names.
+
     Returns:
-        version, manifest_sha256, rows_checked, rows_different, wall_s, and per table: rows_checked, rows_different,
-        differing ids by way (the first ten), and the SHA-256 of `published` and of each way. The same is written to
+        version, manifest_sha256, rows_checked, rows_different, rows_per_s, wall_s, problems (a sentence for each thing
+        that is not as published; empty if all is), and per table what `_audit_table` returns. The same is written to
         `<workspace>/audit/<version>.json`.
 
     Raises:
         VersionNotFound: the version is not published or not materialized.
-        IntegrityError: a file of the version is not what its manifest names.
+        IntegrityError: a file of the version is not what its manifest names, or a table belongs to another manifest.
         NotPrepared: Feast does not know the version's views.
     """
     started = time.perf_counter()
     manifest = workspace.versions.manifest(version)
     manifest.verify(workspace.versions.path(version))
-    store = _feast_store(workspace)
+    feast = _feast_store(workspace)
+    rows = rows or row_store(getattr(feast.config.online_store, "rows", SEGMENTS), workspace)
     tables = {}
     for spec in manifest.tables:
-        segment = Segment.open(workspace.segment(version, spec.name))
-        readers = {
-            "segment": _in_order(segment),
-            "lookup": _shuffled(segment, seed),
-            "online": _online(store, manifest, spec),
-            "offline": _offline(store, manifest, spec),
-        }
-        tables[spec.name] = _compare(_published(workspace, manifest, spec, sample, seed), readers, spec)
+        reader = (rows.check if sample is None else rows.open)(version, spec.name)
+        if reader.manifest_sha256 != manifest.sha256 or reader.spec != spec:
+            raise IntegrityError(
+                rows.describe(version, spec.name), expected=f"manifest {manifest.sha256}", got=reader.manifest_sha256,
+                remedy="Delete it and materialize the version again.",
+            )
+        tables[spec.name] = _audit_table(
+            PublishedTable(workspace.versions.path(version) / manifest.table_path(spec.name), spec), reader,
+            online=audit_ways.online(feast, manifest, spec), offline=audit_ways.offline(feast, manifest, spec),
+            sample=sample, rng=np.random.default_rng(seed),
+        )
+    wall_s, checked = time.perf_counter() - started, sum(table["rows_checked"] for table in tables.values())
     report = {
         "version": version,
         "manifest_sha256": manifest.sha256,
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "sample": sample,
-        "rows_checked": sum(table["rows_checked"] for table in tables.values()),
+        "rows_checked": checked,
         "rows_different": sum(table["rows_different"] for table in tables.values()),
-        "wall_s": time.perf_counter() - started,
+        "rows_per_s": round(checked / wall_s),
+        "wall_s": wall_s,
+        "problems": [f"{name}: {problem}" for name, table in tables.items() for problem in table["problems"]],
         "tables": tables,
     }
     with replacing_file(workspace.root / "audit" / f"{version}.json") as path:
@@ -86,80 +95,119 @@ def audit(workspace: Workspace, version: int, *, sample: int | None = None, seed
     return report
 
 
-def _compare(
-    batches: Iterator[tuple[np.ndarray, np.ndarray]], readers: dict[str, Reader], spec: TableSpec
+def _audit_table(
+    table: PublishedTable, reader: RowReader, *, online: Way, offline: Way, sample: int | None,
+    rng: np.random.Generator,
 ) -> dict[str, Any]:
-    hashes = {way: hashlib.sha256() for way in ("published", *readers)}
-    different: dict[str, list[int]] = {way: [] for way in readers}
-    checked = wrong = 0
-    with tqdm(total=spec.rows, desc=f"audit {spec.name}", unit="row", unit_scale=True, disable=None) as progress:
-        for ids, published in batches:
-            differs = np.zeros(len(ids), bool)
-            hashes["published"].update(_id_row_bytes(ids, published))
-            for way, read in readers.items():
-                rows, found = read(ids)
-                bad = ~found | (rows != published).any(axis=1)
-                differs |= bad
-                different[way] += ids[bad][: 10 - len(different[way])].tolist()
-                hashes[way].update(_id_row_bytes(ids[found], rows[found]))
-            checked, wrong = checked + len(ids), wrong + int(differs.sum())
+    """Compare one table.
+
+    Returns:
+        rows_checked, rows_different, first_different (way -> the first ids), sha256 (of `published` and of each way),
+        unknown_ids (how many were asked, how many passed for known and how many may), problems.
+    """
+    total = table.spec.rows
+    chosen = None if sample is None or sample >= total else np.sort(rng.choice(total, sample, replace=False))
+    reached = np.zeros(total if isinstance(reader, Segment) else 0, bool)
+    ways = {"lookup": audit_ways.shuffled(reader.lookup, rng), "online": online, "offline": offline}
+    if isinstance(reader, Segment):
+        ways["segment"] = audit_ways.by_position(reader, reached)
+    published, tallies = _Tally(), {way: _Tally() for way in ways}
+    unknown, checked, different = UnknownIds(table, rng), 0, 0
+    with tqdm(
+        total=total if chosen is None else len(chosen), desc=f"audit {table.spec.name}", unit="row", unit_scale=True,
+        disable=None,
+    ) as progress:
+        for ids, rows in table.batches(chosen, unknown):
+            published.add(ids, rows, np.ones(len(ids), bool), published=rows)
+            wrong = [tallies[way].add(ids, *ask(ids), published=rows) for way, ask in ways.items()]
+            checked, different = checked + len(ids), different + int(np.any(wrong, axis=0).sum())
             progress.update(len(ids))
+    problems = [
+        f"{way} gives other bytes than were published, or none, for {tally.different:,} rows, ids {tally.first} first"
+        for way, tally in tallies.items()
+        if tally.different
+    ]
+    if chosen is None and not reached.all():
+        problems.append(f"{np.count_nonzero(~reached):,} rows of the segment are reached by no id")
+    asked = unknown.ids()
+    passed, allowed = _ask_unknown(asked, table, reader, problems)
+    _ask_feast_unknown(np.unique(asked[:FEW_IDS]), reader, online=online, offline=offline, problems=problems)
     return {
         "rows_checked": checked,
-        "rows_different": wrong,
-        "first_different": {way: ids for way, ids in different.items() if ids},
-        "sha256": {way: digest.hexdigest() for way, digest in hashes.items()},
+        "rows_different": different,
+        "first_different": {way: tally.first for way, tally in tallies.items() if tally.first},
+        "sha256": {way: tally.sha256 for way, tally in {"published": published, **tallies}.items()},
+        "unknown_ids": {"asked": len(asked), "passed_for_known": passed, "at_most": allowed},
+        "problems": problems,
     }
 
 
-def _id_row_bytes(ids: np.ndarray, rows: np.ndarray) -> bytes:
-    """id (8 bytes, little-endian) and row of each, one after the other."""
-    return np.concatenate([ids.astype("<i8").view(np.uint8).reshape(-1, 8), rows], axis=1).tobytes()
+def _ask_unknown(
+    ids: np.ndarray, table: PublishedTable, reader: RowReader, problems: list[str]
+) -> tuple[int, int]:
+    """Look up ids that the table does not have; returns how many passed for known, and how many may by bad luck."""
+    spec, (rows, found) = table.spec, reader.lookup(ids)
+    if spec.buckets:
+        buckets, place = np.unique(spec.rule.bucket_ids(ids), return_inverse=True)
+        expected = table.rows_at(buckets + spec.buckets)[place]  # the file begins with the rows of all buckets
+    else:
+        expected = np.frombuffer(spec.default_row_bytes, np.uint8)
+    other = (rows != expected).any(axis=1)
+    # beside buckets an id that passes for known shows by its row, and where there is no vocabulary none can
+    passed = {"vocabulary": found, "vocabulary+buckets": other, "hash": np.zeros(len(ids), bool)}[spec.id_rule]
+    wrong = (other | (found != bool(spec.buckets))) & ~passed
+    allowed = _most_by_chance(len(ids) * FALSE_POSITIVE_RATE)
+    if passed.sum() > allowed:
+        problems.append(f"{_some(ids, passed)} pass for known; by chance it would be {allowed} at most")
+    if wrong.any():
+        problems.append(f"{_some(ids, wrong)} get neither the default row nor their bucket's")
+    return int(passed.sum()), allowed
 
 
-def _published(
-    workspace: Workspace, manifest: Manifest, spec: TableSpec, sample: int | None, seed: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches of ids and rows from the version's Parquet file, ascending; all of them or a random sample."""
-    chosen = None
-    if sample is not None and sample < spec.rows:
-        chosen = np.sort(np.random.default_rng(seed).choice(spec.rows, sample, replace=False))
-    path, start = workspace.versions.path(manifest.version) / manifest.table_path(spec.name), 0
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(BATCH_ROWS, columns=["id", "row"]):
-            ids, rows = batch.column("id").to_numpy(), _as_rows(batch.column("row").to_pylist(), spec)[0]
-            if chosen is not None:
-                inside = chosen[np.searchsorted(chosen, start) : np.searchsorted(chosen, start + len(ids))] - start
-                ids, rows = ids[inside], rows[inside]
-                start += batch.num_rows
-            if len(ids):
-                yield ids, rows
+def _ask_feast_unknown(
+    ids: np.ndarray, reader: RowReader, *, online: Way, offline: Way, problems: list[str]
+) -> None:
+    """Feast must say online what the reader says, and offline that there is nothing."""
+    if not len(ids):
+        return
+    (rows, found), (online_rows, online_found) = reader.lookup(ids), online(ids)
+    other = (online_found != found) | (found & (online_rows != rows).any(axis=1))
+    if other.any():
+        problems.append(f"online, {_some(ids, other)} are answered otherwise than by lookup")
+    if (invented := offline(ids)[1]).any():
+        problems.append(f"offline, {_some(ids, invented)} have rows")
 
 
-def _in_order(segment: Segment) -> Reader:
-    """The segment's own arrays, read without its lookup."""
-
-    def read(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        first, end = np.searchsorted(segment.ids, ids[0]), np.searchsorted(segment.ids, ids[-1], side="right")
-        stretch = segment.ids[first:end]
-        found = np.isin(ids, stretch, assume_unique=True)
-        rows = np.zeros((len(ids), segment.spec.row_bytes), np.uint8)
-        rows[found] = segment.rows[first:end][np.isin(stretch, ids, assume_unique=True)]
-        return rows, found
-
-    return read
+def _some(ids: np.ndarray, which: np.ndarray) -> str:
+    return f"{which.sum():,} of {len(ids):,} unknown ids, {ids[which][:NAMED].tolist()} first,"
 
 
-def _shuffled(segment: Segment, seed: int) -> Reader:
-    rng = np.random.default_rng(seed)
+def _most_by_chance(expected: float) -> int:
+    """What a sum of independent rare events exceeds with probability under 1e-9 (Bernstein's inequality)."""
+    odds = math.log(1e9)
+    return math.floor(expected + odds / 3 + math.sqrt(odds * odds / 9 + 2 * odds * expected))
 
-    def read(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        order = rng.permutation(len(ids))
-        back = np.argsort(order)
-        rows, found = segment.lookup(ids[order])
-        return rows[back], found[back]
 
-    return read
+class _Tally:
+    """What one way answered: the hash of it, and where it is not what was published."""
+
+    def __init__(self) -> None:
+        self._digest, self.different, self.first = hashlib.sha256(), 0, []
+
+    def add(self, ids: np.ndarray, rows: np.ndarray, found: np.ndarray, *, published: np.ndarray) -> np.ndarray:
+        """Take up the answer for ascending ids; returns which rows differ, bool (B,)."""
+        bad = ~found | (rows != published).any(axis=1)
+        self.different += int(bad.sum())
+        self.first += ids[bad][: NAMED - len(self.first)].tolist()
+        if not found.all():
+            ids, rows = ids[found], rows[found]
+        self._digest.update(np.concatenate([ids.astype("<i8").view(np.uint8).reshape(-1, 8), rows], axis=1))
+        return bad
+
+    @property
+    def sha256(self) -> str:
+        """Over id (8 bytes, little-endian) and row of each id that has one."""
+        return self._digest.hexdigest()
 
 
 def _feast_store(workspace: Workspace) -> Any:
@@ -167,55 +215,3 @@ def _feast_store(workspace: Workspace) -> Any:
 
     workspace.require(workspace.feature_repo / "feature_store.yaml", "init: it comes with the project")
     return FeatureStore(repo_path=str(workspace.feature_repo))
-
-
-def _reference(store: Any, manifest: Manifest, spec: TableSpec) -> str:
-    from feast.errors import FeatureViewNotFoundException
-
-    name = spec.view_name(manifest.version)
-    try:
-        tags = store.get_feature_view(name).tags
-    except FeatureViewNotFoundException as error:
-        raise NotPrepared(
-            f"feature view {name}", expected="a view that Feast knows", got="none of that name",
-            remedy="Run `feast apply` and `feast materialize` in feature_repo/ first.",
-        ) from error
-    view = EmbeddingView.from_tags(tags)
-    if view is None or view.manifest_sha256 != manifest.sha256:
-        raise IntegrityError(
-            f"feature view {name}", expected=f"tags of manifest {manifest.sha256}", got=str(tags),
-            remedy="Run `feast apply`.",
-        )
-    return f"{name}:{EmbeddingView.FEATURE}"
-
-
-def _online(store: Any, manifest: Manifest, spec: TableSpec) -> Reader:
-    reference = _reference(store, manifest, spec)
-
-    def read(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        response = store.get_online_features(features=[reference], entity_rows={spec.entity: ids.tolist()})
-        return _as_rows(response.to_dict()[EmbeddingView.FEATURE], spec)
-
-    return read
-
-
-def _offline(store: Any, manifest: Manifest, spec: TableSpec) -> Reader:
-    import pandas as pd
-
-    reference = _reference(store, manifest, spec)
-
-    def read(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        moments = pd.DataFrame({spec.entity: ids, "event_timestamp": pd.Timestamp(manifest.as_of)})
-        answer: pa.Table = store.get_historical_features(entity_df=moments, features=[reference]).to_arrow()
-        answer = answer.sort_by(spec.entity)  # the ids came ascending; the join returns them in any order
-        return _as_rows(answer[EmbeddingView.FEATURE].to_pylist(), spec)
-
-    return read
-
-
-def _as_rows(values: list[bytes | None], spec: TableSpec) -> tuple[np.ndarray, np.ndarray]:
-    """Bytes or None of each id -> uint8 (B, row_bytes), zeros where nothing of that width came, and which did."""
-    found = np.array([value is not None and len(value) == spec.row_bytes for value in values], bool)
-    empty = bytes(spec.row_bytes)
-    joined = b"".join(value if known else empty for value, known in zip(values, found, strict=True))
-    return np.frombuffer(joined, np.uint8).reshape(len(values), spec.row_bytes), found

@@ -9,6 +9,7 @@
 """
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,20 +17,23 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
+from tqdm import tqdm
 
 from pipelines.contracts.errors import InvalidTable, NotPrepared
 from pipelines.contracts.manifest import Manifest
 from pipelines.contracts.rowcodec import codec
 from pipelines.contracts.spec import TableSpec
+from pipelines.contracts.table_batches import checked_batches
+from pipelines.contracts.table_file import table_schema
 from pipelines.contracts.windows import Windows
 
 __all__ = ["Candidate"]
 
 BATCH_ROWS = 65_536
-TIMESTAMP = pa.timestamp("us", tz="UTC")
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,11 @@ class Candidate:
 
     @classmethod
     def read(cls, directory: Path) -> "Candidate":
-        """Read `release.json`.
+        """Read `release.json`, and see that the files are there.
 
         Raises:
             NotPrepared: it is not there.
-            InvalidTable: it cannot be understood, names no table or names one twice.
+            InvalidTable: it cannot be understood, names no table or names one twice; a file is missing.
             InvalidConfig: a table spec or the windows are wrong in themselves.
         """
         path = directory / "release.json"
@@ -80,57 +84,59 @@ class Candidate:
             tables = tuple(TableSpec(**table) for table in raw["tables"])
             if not tables or len({spec.name for spec in tables}) != len(tables):
                 raise ValueError(f"tables {[spec.name for spec in tables]}")
-            return cls(directory, raw["dataset"], as_of, windows, tables, raw["metrics"])
+            candidate = cls(directory, raw["dataset"], as_of, windows, tables, raw["metrics"])
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidTable(
                 f"{path} cannot be understood", expected="dataset, as_of, windows, distinct tables and metrics",
                 got=repr(error), remedy="Run `facet quantize` again.",
             ) from error
+        for name in candidate.files:
+            if not (directory / name).is_file():
+                _refuse(f"the candidate {directory}", expected=f"the file {name}", got="no file")
+        return candidate
 
     def check(self) -> None:
         """Read every file once; raises `InvalidTable` naming the first table or weight that may not be published."""
         self._check_upper_model()
         for spec in self.tables:
-            self._check_table(spec)
+            try:
+                self._check_table(spec)
+            except InvalidTable as error:
+                _refuse(spec.name, expected=error.expected, got=error.got)
 
     def _check_table(self, spec: TableSpec) -> None:
-        path = self.directory / Manifest.table_path(spec.name)
-        if not path.is_file():
-            _refuse(path.name, expected="the table's Parquet file", got="no file")
-        columns = {"id": pa.int64(), "row": pa.binary(spec.row_bytes), "event_timestamp": TIMESTAMP}
-        default = np.frombuffer(spec.default_row_bytes, np.uint8)[None, :]
-        _check_finite(spec, default, "its default row")
+        columns = {field.name: field.type for field in table_schema(spec.row_bytes)}
+        row_codec, default = codec(spec.quantization), np.frombuffer(spec.default_row_bytes, np.uint8)[None, :]
+        if not row_codec.finite(default, spec.dim).all():
+            _refuse(spec.name, expected="finite values", got="NaN or infinity in its default row")
         try:
-            with pq.ParquetFile(path) as file:
+            with pq.ParquetFile(self.directory / Manifest.table_path(spec.name)) as file, tqdm(
+                total=spec.rows, desc=f"check {spec.name}", unit="row", unit_scale=True, disable=None, leave=False
+            ) as progress:
                 schema = file.schema_arrow
                 got = {name: schema.field(name).type if name in schema.names else None for name in columns}
                 if got != columns:
                     _refuse(spec.name, expected=f"columns {columns}", got=str(got))
-                if file.metadata.num_rows != spec.rows:
-                    _refuse(spec.name, expected=f"{spec.rows} rows", got=str(file.metadata.num_rows))
-                last = None
-                for batch in file.iter_batches(BATCH_ROWS, columns=list(columns)):
-                    last = self._check_batch(spec, batch, last)
-        except pa.ArrowException as error:
+                batches = self._dated(spec, file.iter_batches(BATCH_ROWS, columns=list(columns)))
+                for ids, rows in checked_batches(batches, spec):
+                    finite = row_codec.finite(rows, spec.dim)
+                    if not finite.all():
+                        wrong = int(ids[np.argmin(finite)])
+                        _refuse(spec.name, expected="finite values", got=f"NaN or infinity in the row of id {wrong}")
+                    progress.update(len(ids))
+        except (pa.ArrowException, OSError) as error:
             _refuse(spec.name, expected="a Parquet file", got=str(error))
 
-    def _check_batch(self, spec: TableSpec, batch: pa.RecordBatch, last: int | None) -> int | None:
-        """Check one batch, given the last id of the one before; returns this batch's last id."""
-        if batch.num_rows == 0:
-            return last
-        if nulls := [name for name in batch.schema.names if batch.column(name).null_count]:
-            _refuse(spec.name, expected="no nulls", got=f"nulls in {nulls}")
-        ids = batch.column("id").to_numpy()
-        if (last is not None and ids[0] <= last) or np.any(ids[1:] <= ids[:-1]):
-            _refuse(spec.name, expected="strictly ascending ids", got="a repeated or unsorted id")
-        stamps = batch.column("event_timestamp").unique()
-        if len(stamps) != 1 or stamps[0].as_py() != self.as_of:
-            _refuse(spec.name, expected=f"every event_timestamp {self.as_of}", got=f"{stamps[0].as_py()} and others")
-        packed = np.frombuffer(batch.column("row").buffers()[1], np.uint8)
-        start = batch.column("row").offset * spec.row_bytes
-        rows = packed[start : start + len(ids) * spec.row_bytes].reshape(len(ids), spec.row_bytes)
-        _check_finite(spec, rows, "rows")
-        return int(ids[-1])
+    def _dated(self, spec: TableSpec, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """The batches, each after a look at its nulls and its time."""
+        for batch in batches:
+            if nulls := [name for name in batch.schema.names if batch.column(name).null_count]:
+                _refuse(spec.name, expected="no nulls", got=f"nulls in {nulls}")
+            stamps = pc.min_max(batch.column("event_timestamp")).as_py().values() if batch.num_rows else ()
+            for stamp in stamps:
+                if stamp != self.as_of:
+                    _refuse(spec.name, expected=f"every event_timestamp {self.as_of}", got=str(stamp))
+            yield batch
 
     def _check_upper_model(self) -> None:
         config, weights = (self.directory / name for name in (Manifest.UPPER_CONFIG, Manifest.UPPER_WEIGHTS))
@@ -145,11 +151,6 @@ class Candidate:
         for name, tensor in tensors.items():
             if not np.isfinite(tensor).all():
                 _refuse("the upper model", expected="finite weights", got=f"NaN or infinity in {name}")
-
-
-def _check_finite(spec: TableSpec, rows: np.ndarray, what: str) -> None:
-    if not np.isfinite(codec(spec.quantization).decode(rows, spec.dim)).all():
-        _refuse(spec.name, expected="finite values", got=f"NaN or infinity in {what}")
 
 
 def _refuse(what: str, *, expected: str, got: str) -> NoReturn:

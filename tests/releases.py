@@ -107,7 +107,9 @@ def published_rows(workspace: Workspace, version: int, table: str) -> tuple[np.n
     """ids int64 (N,) and rows uint8 (N, B) as the version's Parquet file has them: the truth of every reader."""
     file = workspace.versions.path(version) / Manifest.table_path(table)
     read = pq.read_table(file, columns=["id", "row"])
-    return read["id"].to_numpy(), np.array([np.frombuffer(row, np.uint8) for row in read["row"].to_pylist()])
+    rows = read["row"].combine_chunks()
+    packed = np.frombuffer(rows.buffers()[1], np.uint8).reshape(-1, rows.type.byte_width)
+    return read["id"].to_numpy(), packed[rows.offset : rows.offset + len(rows)]
 
 
 def write_context_views(workspace: Workspace, users: np.ndarray, items: np.ndarray) -> None:

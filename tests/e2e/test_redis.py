@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,13 @@ import pandas as pd
 import pytest
 import redis
 import yaml
+from click.testing import CliRunner
 from feast.errors import FeatureViewNotFoundException
 
 from online.reader import VersionReader
+from pipelines.cli import facet
 from pipelines.contracts.errors import IntegrityError, Unavailable, VersionConflict, VersionNotFound
+from pipelines.contracts.row_store import row_store
 from pipelines.retire import retire
 from tests.cases import RowReaderCases, rows_or_none
 from tests.redis_server import RedisServer
@@ -131,13 +135,37 @@ def test_another_version_of_the_same_number_on_the_server(own: tuple[FeastReposi
         first_item(repository, 2)
 
 
+def names_left(client: redis.Redis) -> set[bytes]:
+    return {key.partition(b"}")[0].partition(b":")[0] for key in client.scan_iter("{*")}
+
+
 def test_retiring_a_version_drops_its_keys_and_no_others(own: tuple[FeastRepository, redis.Redis]) -> None:
     repository, client = own
     retire(repository.workspace, 1)
+    assert names_left(client) == {f"{{{table}@2".encode() for table in DIMS}
     repository.apply()
-    names = {key.partition(b"}")[0].partition(b":")[0] for key in client.scan_iter("{*")}
-    assert names == {f"{{{table}@2".encode() for table in DIMS}
     assert first_item(repository, 2) == published_rows(repository.workspace, 2, "item.kge")[1][0].tobytes()
+
+
+def test_rows_of_a_version_retired_while_the_server_was_away_go_with_its_views(
+    own: tuple[FeastRepository, redis.Redis], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository, client = own
+    with monkeypatch.context() as patched:
+        away = partial(row_store, "redis://127.0.0.1:1/0")
+        patched.setattr("pipelines.retire.row_store", lambda _, workspace: away(workspace))
+        retire(repository.workspace, 1)
+    assert b"{item.kge@1" in names_left(client)
+    repository.apply()
+    assert names_left(client) == {f"{{{table}@2".encode() for table in DIMS}
+
+
+def test_commands_look_where_rows_lie(own: tuple[FeastRepository, redis.Redis]) -> None:
+    repository, client = own
+    client.sadd("facet:tables", "item.kge@9")
+    run = partial(CliRunner().invoke, facet, catch_exceptions=False)
+    assert "4/4" in run(["--workspace", str(repository.workspace.root), "versions"]).output
+    assert "left of item.kge@9" in run(["--workspace", str(repository.workspace.root), "gc"]).output
 
 
 def test_teardown_drops_all_of_it_and_it_can_be_materialized_again(own: tuple[FeastRepository, redis.Redis]) -> None:
