@@ -1,7 +1,7 @@
 """One feature view per table per published version, generated from the manifests in `../var/versions`.
 
-`feast apply` after `facet publish` adds the new version's views. A version whose manifest was deleted (retired) loses
-them, and its segments. A manifest whose seal is broken raises `IntegrityError`: nothing is applied.
+`feast apply` after `facet publish` adds the new version's views. A version that was retired loses them, and its
+segments. A manifest that is lost, or whose seal is broken, raises `IntegrityError`: nothing is applied.
 """
 
 from datetime import timedelta

@@ -115,10 +115,12 @@ class Segment:
                 f"{directory / 'rows.npy'} does not fit its header", expected=str(shape),
                 got=str(arrays["rows.npy"].shape), remedy=_REMEDY,
             )
-        return cls(
+        segment = cls(
             spec, version=header["version"], manifest_sha256=header["manifest_sha256"], index=header["index"],
             arrays=arrays,
         )
+        segment.lookup(np.zeros(1, np.int64))  # loads the compiled lookup now, so that no request waits for it
+        return segment
 
     def lookup(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rows of a batch of ids; an unknown id gets the table's default row.
