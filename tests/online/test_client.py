@@ -26,7 +26,7 @@ def closed_port() -> str:
 
 def test_a_dead_replica_is_passed_over(workspace_with_versions, host_cpu_tier) -> None:
     tier = host_cpu_tier(workspace_with_versions.workspace, (1,))
-    client = LookupClient([closed_port(), tier.address])
+    client = LookupClient([closed_port(), tier.address], timeout_s=30.0)
     assert [client.lookup([1], IDS).version for _ in range(6)] == [1] * 6
     client.close()
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.cli import run
-from pipelines.contracts.errors import InvalidConfig, NotPrepared
+from pipelines.contracts.errors import DiskFull, InvalidConfig, NotPrepared
 from pipelines.contracts.ids import id_of
 from pipelines.contracts.runspec import RunSpec
 from pipelines.contracts.workspace import Workspace
@@ -199,7 +199,7 @@ def test_a_crash_while_writing_leaves_no_run_that_looks_whole(shop: Path, monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pipelines.graph.Graph.write", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(DiskFull, match=r"first/graph.*No space"):
         prepare_run(workspace, dataset, "first", force=True)
     run = workspace.run("first")
     assert not run.spec.exists() and not run.graph.exists()
