@@ -38,8 +38,9 @@ def dequantize(packed: np.ndarray, spec: TableSpec, *, device: str) -> Tensor:
     Returns:
         float32 (B, D).
     """
-    rows = torch.from_numpy(np.require(packed, requirements="W")).to(device)
-    return _DEQUANTIZE[spec.quantization](rows)[:, : spec.dim]
+    rows = torch.from_numpy(packed if packed.flags.writeable else packed.copy()).to(device)
+    values = _DEQUANTIZE[spec.quantization](rows)
+    return values if values.shape[1] == spec.dim else values[:, : spec.dim]
 
 
 _DEQUANTIZE = {

@@ -8,6 +8,8 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +32,7 @@ from tqdm import tqdm
 from pipelines.contracts.embedding_view import EmbeddingView
 from pipelines.contracts.errors import FacetError, IntegrityError, NotPrepared, VersionConflict
 from pipelines.contracts.manifest import Manifest
-from pipelines.contracts.row_store import SEGMENTS, RowStore, row_store
+from pipelines.contracts.row_store import SEGMENTS, Parent, RowStore, row_store
 from pipelines.contracts.spec import TableSpec
 from pipelines.contracts.workspace import Workspace
 
@@ -125,7 +127,8 @@ class SegmentEngine(ComputeEngine):
         try:
             rows.write(
                 spec=spec, version=manifest.version, manifest_sha256=manifest.sha256,
-                batches=_batches(version / manifest.table_path(spec.name), label=task.feature_view.name),
+                batches=_Batches(version / manifest.table_path(spec.name), label=task.feature_view.name),
+                parent=self._parent(rows, manifest, spec),
             )
         except OSError:
             if not rows.holds(view.version, view.table):
@@ -134,6 +137,16 @@ class SegmentEngine(ComputeEngine):
             logger.info("%s was materialized meanwhile by another process", task.feature_view.name)
             return
         self._record(task.feature_view.name, spec, seconds=time.perf_counter() - start)
+
+    def _parent(self, rows: RowStore, manifest: Manifest, spec: TableSpec) -> Parent | None:
+        """The newest parent whose table is there; of the same rows, if there is one."""
+        path, found = manifest.table_path(spec.name), []
+        for number in sorted(manifest.parents, reverse=True):
+            with suppress(FacetError):  # retired, or damaged: it is asked for nothing
+                theirs = self.workspace.versions.manifest(number)
+                if rows.holds(number, spec.name):
+                    found.append(Parent(number, theirs.sha256, theirs.files.get(path) == manifest.files[path]))
+        return max(found, key=lambda parent: parent.same_rows, default=None)
 
     def _record(self, view: str, spec: TableSpec, *, seconds: float) -> None:
         """Say what was written and how fast, in the log and as a line of `feast/materializations.jsonl`.
@@ -172,10 +185,17 @@ def _require_source(view: Any) -> None:
         )
 
 
-def _batches(path: Path, *, label: str) -> Iterator[pa.RecordBatch]:
-    with pq.ParquetFile(path) as file, tqdm(
-        total=file.metadata.num_rows, desc=label, unit="row", unit_scale=True, disable=None
-    ) as progress:
-        for batch in file.iter_batches(BATCH_ROWS, columns=["id", "row"]):
-            yield batch
-            progress.update(batch.num_rows)
+@dataclass(frozen=True)
+class _Batches:
+    """The record batches of a table's file, read anew by whoever iterates."""
+
+    path: Path
+    label: str
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        with pq.ParquetFile(self.path) as file, tqdm(
+            total=file.metadata.num_rows, desc=self.label, unit="row", unit_scale=True, disable=None
+        ) as progress:
+            for batch in file.iter_batches(BATCH_ROWS, columns=["id", "row"]):
+                yield batch
+                progress.update(batch.num_rows)

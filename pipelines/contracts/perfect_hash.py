@@ -18,7 +18,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 __all__ = [
-    "BUCKET_KEYS", "LOAD", "MAX_PART_KEYS", "build_part", "fingerprint", "load64", "prefetch", "slot_of", "store64",
+    "BUCKET_KEYS", "LOAD", "MAX_PART_KEYS", "build_part", "fingerprint", "load64", "prefetch", "salted",
+    "slot_of", "store64",
 ]
 
 MAX_PART_KEYS = 65_535  # a row within its part is a uint16
@@ -79,10 +80,16 @@ def _pointer(context, builder, signature, args):
     return builder.gep(array.data, [args[1]])
 
 
+def salted(salt):
+    """The part of a pilot's term that is the same for all buckets of a part: uint64, of a number or of an array."""
+    with np.errstate(over="ignore"):
+        return np.uint64(_PILOTS) * salt * _PILOT_FACTOR
+
+
 @njit(nogil=True, cache=True)
-def slot_of(hashed, pilot, salt, slots):
-    """Slot in [0, slots) of a hash under a pilot (0..255) and its part's salt; all are uint64."""
-    mixed = (hashed ^ ((pilot + salt * np.uint64(_PILOTS)) * _PILOT_FACTOR)) * _SLOT_FACTOR
+def slot_of(hashed, pilot, salted_term, slots):
+    """Slot in [0, slots) of a hash under a pilot (0..255) and its part's `salted(salt)`; all are uint64."""
+    mixed = (hashed ^ (pilot * _PILOT_FACTOR + salted_term)) * _SLOT_FACTOR
     return ((mixed >> _U32) * slots) >> _U32
 
 
@@ -124,8 +131,9 @@ def build_part(hashes, slots, pilots, rows, remap):
     order = _by_size_descending(starts, largest)
     for salt in range(_SALTS):
         owner = np.full(slots, -1, np.int32)
-        if _find_pilots(keys, starts, order, largest, slots, np.uint64(salt), pilots, owner):
-            _assign_rows(keys, starts, sources, slots, np.uint64(salt), pilots, owner, rows, remap)
+        term = np.uint64(_PILOTS) * np.uint64(salt) * _PILOT_FACTOR
+        if _find_pilots(keys, starts, order, largest, slots, term, pilots, owner):
+            _assign_rows(keys, starts, sources, slots, term, pilots, owner, rows, remap)
             return salt
     return -1
 
@@ -147,7 +155,7 @@ def _by_size_descending(starts, largest):
 
 
 @njit(nogil=True, cache=True)
-def _find_pilots(keys, starts, order, largest, slots, salt, pilots, owner):
+def _find_pilots(keys, starts, order, largest, slots, salted_term, pilots, owner):
     """Fill `pilots` and `owner` (bucket of each slot, -1: free); False if the evictions do not come to an end."""
     recent, waiting = np.full(_RECENT, -1, np.int32), np.empty(len(order) + 1, np.int32)
     chosen = np.empty(largest, np.int64)
@@ -161,10 +169,11 @@ def _find_pilots(keys, starts, order, largest, slots, salt, pilots, owner):
             waits -= 1
             bucket = waiting[waits]
             first, size = starts[bucket], starts[bucket + 1] - starts[bucket]
-            pilot = _free_pilot(keys[first : first + size], slots, salt, owner, chosen)
+            pilot = _free_pilot(keys[first : first + size], slots, salted_term, owner, chosen)
             if pilot < 0:
                 pilot = _cheapest_pilot(
-                    keys[first : first + size], slots, salt, owner, starts, recent, (evictions * 37) % _PILOTS, chosen
+                    keys[first : first + size], slots, salted_term, owner, starts, recent, (evictions * 37) % _PILOTS,
+                    chosen,
                 )
                 if pilot < 0:
                     return False
@@ -172,7 +181,7 @@ def _find_pilots(keys, starts, order, largest, slots, salt, pilots, owner):
                     holder = owner[chosen[i]]
                     if holder >= 0:
                         for j in range(starts[holder], starts[holder + 1]):
-                            owner[slot_of(keys[j], np.uint64(pilots[holder]), salt, np.uint64(slots))] = -1
+                            owner[slot_of(keys[j], np.uint64(pilots[holder]), salted_term, np.uint64(slots))] = -1
                         waiting[waits] = holder
                         waits += 1
                         evictions += 1
@@ -186,12 +195,12 @@ def _find_pilots(keys, starts, order, largest, slots, salt, pilots, owner):
 
 
 @njit(nogil=True, cache=True)
-def _free_pilot(keys, slots, salt, owner, chosen):
+def _free_pilot(keys, slots, salted_term, owner, chosen):
     """The first pilot that sends all keys of a bucket to free slots, put into `chosen`; -1 if there is none."""
     for pilot in range(_PILOTS):
         free = True
         for i in range(len(keys)):
-            slot = np.int64(slot_of(keys[i], np.uint64(pilot), salt, np.uint64(slots)))
+            slot = np.int64(slot_of(keys[i], np.uint64(pilot), salted_term, np.uint64(slots)))
             if owner[slot] >= 0:
                 free = False
                 break
@@ -202,7 +211,7 @@ def _free_pilot(keys, slots, salt, owner, chosen):
 
 
 @njit(nogil=True, cache=True)
-def _cheapest_pilot(keys, slots, salt, owner, starts, recent, first_pilot, chosen):
+def _cheapest_pilot(keys, slots, salted_term, owner, starts, recent, first_pilot, chosen):
     """The pilot whose slots cost least to clear: the sum of squared sizes of the buckets that must leave them.
 
     The search starts at a changing pilot, so that a bucket does not take the same slots back from whom it lost them to.
@@ -211,7 +220,7 @@ def _cheapest_pilot(keys, slots, salt, owner, starts, recent, first_pilot, chose
     for trial in range(_PILOTS):
         pilot, cost = (first_pilot + trial) % _PILOTS, np.int64(0)
         for i in range(len(keys)):
-            taken[i] = slot_of(keys[i], np.uint64(pilot), salt, np.uint64(slots))
+            taken[i] = slot_of(keys[i], np.uint64(pilot), salted_term, np.uint64(slots))
             holder = owner[taken[i]]
             if holder >= 0:
                 size = starts[holder + 1] - starts[holder]
@@ -237,7 +246,7 @@ def _distinct(values, size):
 
 
 @njit(nogil=True, cache=True)
-def _assign_rows(keys, starts, sources, slots, salt, pilots, owner, rows, remap):
+def _assign_rows(keys, starts, sources, slots, salted_term, pilots, owner, rows, remap):
     n, free = len(keys), 0
     for beyond in range(len(remap)):
         remap[beyond] = 0
@@ -248,5 +257,5 @@ def _assign_rows(keys, starts, sources, slots, salt, pilots, owner, rows, remap)
             free += 1
     for bucket in range(len(starts) - 1):
         for i in range(starts[bucket], starts[bucket + 1]):
-            slot = np.int64(slot_of(keys[i], np.uint64(pilots[bucket]), salt, np.uint64(slots)))
+            slot = np.int64(slot_of(keys[i], np.uint64(pilots[bucket]), salted_term, np.uint64(slots)))
             rows[sources[i]] = slot if slot < n else remap[slot - n]

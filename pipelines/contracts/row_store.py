@@ -2,19 +2,21 @@
 
 import os
 from collections.abc import Iterable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from pipelines.contracts.durable import remove_directory, require_writable, sweep_staging
 from pipelines.contracts.segment import Segment
+from pipelines.contracts.segment_delta import DeltaSegment, open_segment
+from pipelines.contracts.segment_delta_writer import write_copy, write_delta
 from pipelines.contracts.segment_writer import write_segment
 from pipelines.contracts.spec import TableSpec
 from pipelines.contracts.strict import read_yaml
 from pipelines.contracts.workspace import Workspace
 
-__all__ = ["SEGMENTS", "RowReader", "RowStore", "SegmentRows", "configured_rows", "row_store"]
+__all__ = ["SEGMENTS", "Parent", "RowReader", "RowStore", "SegmentRows", "configured_rows", "row_store"]
 
 SEGMENTS = "segments"
 
@@ -29,6 +31,18 @@ class RowReader(Protocol):
     def lookup(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """int64 (B,) -> rows uint8 (B, row_bytes), the default row for an unknown id, and found bool (B,)."""
         ...
+
+
+class Parent(NamedTuple):
+    """A version that may have many of the rows of a newer one's table of the same name.
+
+    Attributes:
+        same_rows: whether it has exactly these, by the hashes of the published files.
+    """
+
+    version: int
+    manifest_sha256: str
+    same_rows: bool
 
 
 class RowStore(Protocol):
@@ -49,9 +63,15 @@ class RowStore(Protocol):
         ...
 
     def write(
-        self, *, spec: TableSpec, version: int, manifest_sha256: str, batches: Iterable[pa.RecordBatch]
+        self, *, spec: TableSpec, version: int, manifest_sha256: str, batches: Iterable[pa.RecordBatch],
+        parent: Parent | None = None,
     ) -> None:
-        """Make a table of record batches (`id` int64 ascending, `row` fixed-size binary), all of it at once."""
+        """Make a table of record batches (`id` int64 ascending, `row` fixed-size binary), all of it at once.
+
+        Args:
+            batches: may be iterated several times.
+            parent: a place that can store rows once for several versions may use what it has of this one.
+        """
         ...
 
     def drop(self, version: int, table: str, *, manifest_sha256: str) -> None:
@@ -101,19 +121,30 @@ class SegmentRows:
     def holds(self, version: int, table: str) -> bool:
         return self._workspace.segment(version, table).exists()
 
-    def open(self, version: int, table: str, *, verify: bool = True) -> Segment:
-        return Segment.open(self._workspace.segment(version, table), verify=verify)
+    def open(self, version: int, table: str, *, verify: bool = True) -> Segment | DeltaSegment:
+        return open_segment(self._workspace.segment(version, table), verify=verify)
 
-    def check(self, version: int, table: str) -> Segment:
+    def check(self, version: int, table: str) -> Segment | DeltaSegment:
         return self.open(version, table)
 
     def write(
-        self, *, spec: TableSpec, version: int, manifest_sha256: str, batches: Iterable[pa.RecordBatch]
+        self, *, spec: TableSpec, version: int, manifest_sha256: str, batches: Iterable[pa.RecordBatch],
+        parent: Parent | None = None,
     ) -> None:
         directory = self._workspace.segment(version, spec.name)
         require_writable(directory.parent)
         sweep_staging(directory.parent)
-        write_segment(directory, spec=spec, version=version, manifest_sha256=manifest_sha256, batches=batches)
+        table = {"spec": spec, "version": version, "manifest_sha256": manifest_sha256}
+        if parent:
+            theirs = self._workspace.segment(parent.version, spec.name)
+            shared = (
+                write_copy(directory, **table, parent=theirs, parent_manifest_sha256=parent.manifest_sha256)
+                if parent.same_rows
+                else write_delta(directory, **table, batches=batches, parent=theirs)
+            )
+            if shared:
+                return
+        write_segment(directory, **table, batches=batches)
 
     def drop(self, version: int, table: str, *, manifest_sha256: str) -> None:
         remove_directory(self._workspace.segment(version, table))

@@ -24,11 +24,13 @@ An id of the vocabulary always finds its own row. An unknown id is always recogn
 it passes for a known one with probability 2**-16. To tell ids of 64 arbitrary bits apart exactly takes about 41 bits
 each at 10 M rows; there, this index spends 19.5.
 
-A segment directory appears by one rename, whole, and never changes afterwards.
+A segment directory appears by one rename, whole, and never changes afterwards. A version that shares most rows with
+one before may have a `pipelines.contracts.segment_delta` in its place.
 """
 
 import mmap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,10 +38,10 @@ from pipelines.contracts.durable import sha256_of
 from pipelines.contracts.errors import IntegrityError, VersionNotFound
 from pipelines.contracts.hashing import seed_mask
 from pipelines.contracts.sealed import read_sealed
-from pipelines.contracts.segment_index import MIN_ROW_BYTES, gather, locate, row_stride
+from pipelines.contracts.segment_index import MIN_ROW_BYTES, gather, locate, parts_table, row_stride
 from pipelines.contracts.spec import TableSpec
 
-__all__ = ["ARRAYS", "FORMAT", "HEADER_NAME", "Segment"]
+__all__ = ["ARRAYS", "FORMAT", "HEADER_NAME", "Segment", "check_files", "mapped", "read_header"]
 
 FORMAT = 2
 HEADER_NAME = "segment.json"
@@ -58,6 +60,8 @@ class Segment:
 
     Attributes:
         rows: uint8 (N, row_bytes), every row in the order of the segment; a view of the mapped file.
+        default: uint8, the default row, at least MIN_ROW_BYTES long.
+        index: what the kernels of `pipelines.contracts.segment_index` find rows with, the stored rows included.
     """
 
     def __init__(
@@ -68,7 +72,7 @@ class Segment:
         stored = arrays["rows.npy"]
         self.rows = stored[:, : spec.row_bytes]
         self._row_bytes = spec.row_bytes
-        self._default = np.frombuffer(spec.default_row_bytes.ljust(MIN_ROW_BYTES, b"\0"), np.uint8)
+        self.default = np.frombuffer(spec.default_row_bytes.ljust(MIN_ROW_BYTES, b"\0"), np.uint8)
         parameters = np.array(
             [
                 seed_mask(index["seed"]), seed_mask(spec.hash_seed), index["part_shift"], index["pilots"],
@@ -76,9 +80,9 @@ class Segment:
             ],
             np.uint64,
         )
-        self._index = (
-            parameters, arrays["parts.npy"], arrays["pilots.npy"], arrays["remap.npy"], stored.reshape(-1),
-            stored.shape[1],
+        parts = parts_table(arrays["parts.npy"], slots=index["slots"], buckets=spec.buckets)
+        self.index = (
+            parameters, parts, arrays["pilots.npy"], arrays["remap.npy"], stored.reshape(-1), stored.shape[1],
         )
 
     @classmethod
@@ -89,26 +93,11 @@ class Segment:
             VersionNotFound: there is no segment here.
             IntegrityError: a file is missing, truncated or has other bytes than were written.
         """
-        path = directory / HEADER_NAME
-        if not path.is_file():
-            raise VersionNotFound(
-                f"no segment at {directory}", expected="a materialized table", got="nothing there",
-                remedy="Run `feast materialize` over the version's time.",
-            )
-        header = read_sealed(path, remedy=_REMEDY)
-        if header.get("format") != FORMAT:
-            raise IntegrityError(
-                f"{path} cannot be understood", expected=f"a segment of format {FORMAT}",
-                got=f"format {header.get('format')}", remedy=_REMEDY,
-            )
+        header = read_header(directory / HEADER_NAME, FORMAT)
+        if verify:
+            check_files(directory, header["files"])
         spec = TableSpec(**header["table"])
-        for name, expected in header["files"].items() if verify else ():
-            got = sha256_of(directory / name) if (directory / name).is_file() else "no file"
-            if got != expected:
-                raise IntegrityError(
-                    f"{directory / name} is corrupted", expected=f"sha256 {expected}", got=got, remedy=_REMEDY
-                )
-        arrays = {name: _mapped(directory / name, populate=verify) for name in ARRAYS}
+        arrays = {name: mapped(directory / name, populate=verify) for name in ARRAYS}
         shape = spec.rows, row_stride(spec.row_bytes, header["index"]["print_bytes"])
         if arrays["rows.npy"].shape != shape:
             raise IntegrityError(
@@ -135,18 +124,48 @@ class Segment:
         ids = np.ascontiguousarray(ids, np.int64)
         size = len(ids) * self._row_bytes
         rows, found = np.empty(size + MIN_ROW_BYTES, np.uint8), np.empty(len(ids), np.bool_)
-        gather(ids, *self._index, self._default, self._row_bytes, rows, found)
+        gather(ids, *self.index, self.default, self._row_bytes, rows, found)
         return rows[:size].reshape(len(ids), self._row_bytes), found
 
     def positions(self, ids: np.ndarray) -> np.ndarray:
         """Row number of each id in `rows`, or -1: int64 (B,) -> int64 (B,)."""
         ids = np.ascontiguousarray(ids, np.int64)
         out = np.empty(len(ids), np.int64)
-        locate(ids, *self._index, out)
+        locate(ids, *self.index, out)
         return out
 
 
-def _mapped(path: Path, *, populate: bool) -> np.ndarray:
+def read_header(path: Path, expected_format: int) -> dict[str, Any]:
+    """The header of a segment, checked against its seal.
+
+    Raises:
+        VersionNotFound: there is none.
+        IntegrityError: it was altered, or is of another format.
+    """
+    if not path.is_file():
+        raise VersionNotFound(
+            f"no segment at {path.parent}", expected="a materialized table", got="nothing there",
+            remedy="Run `feast materialize` over the version's time.",
+        )
+    header = read_sealed(path, remedy=_REMEDY)
+    if header.get("format") != expected_format:
+        raise IntegrityError(
+            f"{path} cannot be understood", expected=f"a segment of format {expected_format}",
+            got=f"format {header.get('format')}", remedy=_REMEDY,
+        )
+    return header
+
+
+def check_files(directory: Path, files: dict[str, str]) -> None:
+    """Hash files of a segment (path inside it -> SHA-256); raises `IntegrityError` naming the first that differs."""
+    for name, expected in files.items():
+        path = directory / name
+        got = sha256_of(path) if path.is_file() else "no file"
+        if got != expected:
+            raise IntegrityError(f"{path} is corrupted", expected=f"sha256 {expected}", got=got, remedy=_REMEDY)
+
+
+def mapped(path: Path, *, populate: bool) -> np.ndarray:
     """A read-only array over the pages of an .npy file; with `populate` they are entered into this process's tables.
 
     Without that, the first lookup of every page would pay for a fault.
@@ -161,8 +180,8 @@ def _mapped(path: Path, *, populate: bool) -> np.ndarray:
                 raise ValueError(f"version {major} of the .npy format")
             shape, _, dtype = np.lib.format.read_array_header_1_0(file)
             start, size = file.tell(), int(np.prod(shape))
-            if not size:
-                return np.empty(shape, dtype)
+            if not size:  # as read-only as the others: to the kernels, that is another type
+                return np.frombuffer(b"", dtype).reshape(shape)
             pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         array = np.frombuffer(pages, dtype, count=size, offset=start).reshape(shape)
     except (OSError, ValueError) as error:

@@ -3,9 +3,12 @@
 import numpy as np
 from numba import njit
 
-from pipelines.contracts.perfect_hash import fingerprint, load64, prefetch, slot_of, store64
+from pipelines.contracts.perfect_hash import fingerprint, load64, prefetch, salted, slot_of, store64
 
-__all__ = ["MIN_ROW_BYTES", "PARAMETERS", "copy_words", "gather", "locate", "row_stride"]
+__all__ = [
+    "MIN_ROW_BYTES", "PARAMETERS", "copy_words", "gather", "gather_newer", "locate", "match_rows", "parts_table",
+    "row_stride",
+]
 
 MIN_ROW_BYTES = 8
 """Stored rows are at least a machine word long, so that they can be copied by words."""
@@ -19,8 +22,22 @@ of the word that ends with a row's print are not of the print.
 
 _BLOCK = 128  # ids under way at once: enough for their cache misses to overlap, few enough to stay in the first level
 
-_U1, _U32, _MASK_32 = np.uint64(1), np.uint64(32), np.uint64(0xFFFFFFFF)
+_U1, _U2, _U3, _U4, _U32, _MASK_32 = (np.uint64(n) for n in (1, 2, 3, 4, 32, 0xFFFFFFFF))
 _MULTIPLY_1, _MULTIPLY_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+
+
+def parts_table(parts: np.ndarray, *, slots: int, buckets: int) -> np.ndarray:
+    """What lookups need to know of each part, side by side: uint64 (4 P,).
+
+    Its first row, its number of rows, its salted term of a pilot (`perfect_hash.slot_of`), and what added to a slot
+    beyond its rows gives the slot's place in the remap.
+
+    Args:
+        parts: uint64 (P + 1, 2), as a segment stores it.
+    """
+    first, rows = parts[:-1, 0], np.diff(parts[:, 0])
+    remap = np.arange(len(rows), dtype=np.uint64) * np.uint64(slots) - first - rows
+    return np.stack([first + np.uint64(buckets), rows, salted(parts[:-1, 1]), remap], axis=1).reshape(-1)
 
 
 def row_stride(row_bytes: int, print_bytes: int) -> int:
@@ -54,22 +71,21 @@ def _find_block(ids, base, count, parameters, parts, pilots, remap, rows, stride
     for i in range(count):
         hashed = prints[i]
         part = (hashed >> _U1) >> part_shift
-        first = parts[part, 0]
-        part_rows = parts[part + _U1, 0] - first
-        row = slot_of(hashed, np.uint64(pilots[positions[i]]), parts[part, 1], slots)
-        if row < part_rows:
-            positions[i] = buckets + first + row
+        at = part * _U4
+        row = slot_of(hashed, np.uint64(pilots[positions[i]]), parts[at + _U2], slots)
+        if row < parts[at + _U1]:
+            positions[i] = parts[at] + row
             prefetch(rows, positions[i] * stride)
             prefetch(rows, positions[i] * stride + stride - _U1)
         else:  # one in twenty
-            positions[i] = part * slots - first + row - part_rows
+            positions[i] = parts[at + _U3] + row
             prefetch(remap, positions[i])
             waiting[waits] = i
             waits += 1
     for i in waiting[:waits]:
-        first = parts[(prints[i] >> _U1) >> part_shift, 0]
+        first = parts[((prints[i] >> _U1) >> part_shift) * _U4]
         # a part without rows has none to point at
-        positions[i] = min(buckets + first + np.uint64(remap[positions[i]]), buckets + parameters[5] - _U1)
+        positions[i] = min(first + np.uint64(remap[positions[i]]), buckets + parameters[5] - _U1)
         prefetch(rows, positions[i] * stride)
         prefetch(rows, positions[i] * stride + stride - _U1)
 
@@ -143,6 +159,91 @@ def gather(ids, parameters, parts, pilots, remap, rows, stride, default, row_byt
                 copy_words(rows, start, out, (base + i) * row_bytes, size)
             else:
                 copy_words(default, 0, out, (base + i) * row_bytes, size)
+
+
+@njit(nogil=True, cache=True)
+def gather_newer(ids, base, replaced, overlay, default, row_bytes, out, found):
+    """As `gather`, of a newer version: rows of `base` whose bit in `replaced` is not set, all others of `overlay`.
+
+    Args:
+        base, overlay: each (parameters, parts, pilots, remap, rows, stride).
+        replaced: uint8, a bit for each row of `base`, lowest first.
+    """
+    parameters, parts, pilots, remap, rows, stride = base
+    size = max(row_bytes, MIN_ROW_BYTES)
+    positions, prints, waiting = np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.int64)
+    asked, places, asks = np.empty(len(ids), np.int64), np.empty(len(ids), np.int64), 0
+    for first in range(0, len(ids), _BLOCK):
+        count = min(_BLOCK, len(ids) - first)
+        if parameters[5]:
+            _find_block(ids, first, count, parameters, parts, pilots, remap, rows, stride, positions, prints, waiting)
+            for i in range(count):
+                prefetch(replaced, positions[i] >> np.uint64(3))
+        for i in range(count):
+            start = np.int64(positions[i]) * stride
+            known = parameters[5] > 0 and _has_print(rows, start + stride, prints[i], parameters[7])
+            if known and not _has_bit(replaced, positions[i]) and not _names_bucket(ids[first + i], parameters):
+                found[first + i] = True
+                copy_words(rows, start, out, (first + i) * row_bytes, size)
+            else:
+                asked[asks], places[asks] = ids[first + i], first + i
+                asks += 1
+    if not asks:
+        return
+    parameters, parts, pilots, remap, rows, stride = overlay
+    others, others_found = np.empty(asks * row_bytes + MIN_ROW_BYTES, np.uint8), np.empty(asks, np.bool_)
+    gather(
+        asked[:asks], parameters, parts, pilots, remap, rows, stride, default, row_bytes, others, others_found
+    )
+    for i in range(asks):
+        found[places[i]] = others_found[i]
+        # not by words: what follows a short row is another's here, and is there already
+        for byte in range(row_bytes):
+            out[places[i] * row_bytes + byte] = others[i * row_bytes + byte]
+
+
+@njit(nogil=True, cache=True)
+def match_rows(ids, given, row_bytes, base, replaced, kept, changed):
+    """Compare rows of a newer table with those that `base` has for their ids.
+
+    Args:
+        given: uint8 (B * row_bytes,), the rows of `ids`.
+        base: (parameters, parts, pilots, remap, rows, stride).
+        replaced, kept: uint8, a bit for each row of `base`. A row that is not yet replaced and has the same bytes is
+            kept; one that has other bytes is replaced from now on.
+        changed: bool (B,), filled: whether the id's row is not one that is kept.
+    """
+    parameters, parts, pilots, remap, rows, stride = base
+    positions, prints, waiting = np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.int64)
+    for first in range(0, len(ids), _BLOCK):
+        count = min(_BLOCK, len(ids) - first)
+        if parameters[5]:
+            _find_block(ids, first, count, parameters, parts, pilots, remap, rows, stride, positions, prints, waiting)
+        for i in range(count):
+            changed[first + i] = True
+            start = np.int64(positions[i]) * stride
+            known = parameters[5] > 0 and _has_print(rows, start + stride, prints[i], parameters[7])
+            if not known or _names_bucket(ids[first + i], parameters) or _has_bit(replaced, positions[i]):
+                continue
+            changed[first + i] = not _same(rows, start, given, (first + i) * row_bytes, row_bytes)
+            bits = replaced if changed[first + i] else kept
+            bits[positions[i] >> np.uint64(3)] |= np.uint8(1 << (np.int64(positions[i]) & 7))
+
+
+@njit(nogil=True, cache=True)
+def _has_bit(bits, number):
+    return (bits[number >> np.uint64(3)] >> (number & np.uint64(7))) & np.uint64(1) != 0
+
+
+@njit(nogil=True, cache=True)
+def _same(left, start, right, to, size):
+    """Whether `size` bytes from left[start] and right[to] on are the same."""
+    same = True
+    for word in range(size >> 3):
+        same &= load64(left, start + 8 * word) == load64(right, to + 8 * word)
+    for byte in range(size & ~7, size):
+        same &= left[start + byte] == right[to + byte]
+    return same
 
 
 @njit(nogil=True, cache=True)

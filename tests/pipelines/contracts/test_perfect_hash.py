@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.contracts.hashing import hash64
-from pipelines.contracts.perfect_hash import BUCKET_KEYS, LOAD, MAX_PART_KEYS, build_part, fingerprint, slot_of
+from pipelines.contracts.perfect_hash import BUCKET_KEYS, LOAD, MAX_PART_KEYS, build_part, fingerprint, salted, slot_of
 
 
 def build(hashes: np.ndarray, load: float = LOAD) -> tuple[int, np.ndarray, np.ndarray, np.ndarray, int]:
@@ -32,7 +32,7 @@ def test_the_arrays_alone_give_every_key_its_row(n: int, load: float) -> None:
         pilot = int(pilots[((hashed & 0xFFFFFFFF) * len(pilots)) >> 32])
         mixed = ((hashed ^ ((pilot + 256 * salt) * 0x9E3779B97F4A7C15)) * 0xD6E8FEB86659FD93) % 2**64
         slot = ((mixed >> 32) * slots) >> 32
-        assert slot == slot_of(hashes[i], np.uint64(pilot), np.uint64(salt), np.uint64(slots))
+        assert slot == slot_of(hashes[i], np.uint64(pilot), salted(np.uint64(salt)), np.uint64(slots))
         assert rows[i] == (slot if slot < n else remap[slot - n])
 
 

@@ -1,0 +1,94 @@
+"""The segment of a version that shares most rows with one before: theirs, by hard links, and what is different.
+
+```
+<segment>/
+  base/           a whole segment, all of its files hard links to those of the version before
+  overlay/        a segment of the rows that are not there, or are others there, and of all hash buckets
+  replaced.npy    uint8 (ceil(base rows / 8),), a bit for each row of base: not of this version
+  delta.json      spec, version, manifest hash, the SHA-256 of the files above that name the others
+  delta.sha256    the hash of delta.json
+```
+
+```
+id ──► base: row ──┬── its print is the id's, its bit not set ──► the row
+                   └── else ──► overlay: its answer
+```
+
+On the disk and in memory the rows of `base` lie once, however many versions share them; the directory needs no other,
+so that any of those versions may be retired first. The overlay has 64-bit prints: no id finds another's row in it, and
+an unknown id passes for a known one no more often than in `base`. A delta never lies upon a delta: it takes the base of
+the one before.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.contracts.segment import Segment, check_files, mapped, read_header
+from pipelines.contracts.segment_index import MIN_ROW_BYTES, gather_newer
+from pipelines.contracts.spec import TableSpec
+
+__all__ = ["BASE", "DELTA_NAME", "FORMAT", "OVERLAY", "REPLACED", "DeltaSegment", "open_segment"]
+
+FORMAT = 1
+DELTA_NAME = "delta.json"
+BASE, OVERLAY, REPLACED = "base", "overlay", "replaced.npy"
+
+
+class DeltaSegment:
+    """Batched reader of one delta; as safe to share as a `Segment`.
+
+    >>> segment = DeltaSegment.open(path)                             # doctest: +SKIP
+    >>> rows, found = segment.lookup(np.array([17, 42]))              # doctest: +SKIP
+
+    Attributes:
+        base, overlay: the two segments it reads.
+    """
+
+    def __init__(
+        self, spec: TableSpec, *, version: int, manifest_sha256: str, base: Segment, overlay: Segment,
+        replaced: np.ndarray,
+    ) -> None:
+        self.spec, self.version, self.manifest_sha256 = spec, version, manifest_sha256
+        self.base, self.overlay, self._replaced = base, overlay, replaced
+        self._row_bytes = spec.row_bytes
+
+    @classmethod
+    def open(cls, directory: Path, *, verify: bool = True) -> "DeltaSegment":
+        """Map a delta; with `verify` all of its files, the shared ones too, are hashed first.
+
+        Raises:
+            VersionNotFound: there is no delta here.
+            IntegrityError: a file is missing, truncated or has other bytes than were written.
+        """
+        header = read_header(directory / DELTA_NAME, FORMAT)
+        if verify:
+            check_files(directory, header["files"])
+        return cls(
+            TableSpec(**header["table"]), version=header["version"], manifest_sha256=header["manifest_sha256"],
+            base=Segment.open(directory / BASE, verify=verify),
+            overlay=Segment.open(directory / OVERLAY, verify=verify),
+            replaced=mapped(directory / REPLACED, populate=verify),
+        )
+
+    @property
+    def shared_rows(self) -> int:
+        """How many rows are those of the base."""
+        return self.spec.rows - self.overlay.spec.rows
+
+    def lookup(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `Segment.lookup`: int64 (B,) -> rows uint8 (B, row_bytes), found bool (B,)."""
+        ids = np.ascontiguousarray(ids, np.int64)
+        size = len(ids) * self._row_bytes
+        rows, found = np.empty(size + MIN_ROW_BYTES, np.uint8), np.empty(len(ids), np.bool_)
+        gather_newer(
+            ids, self.base.index, self._replaced, self.overlay.index, self.overlay.default, self._row_bytes, rows, found
+        )
+        return rows[:size].reshape(len(ids), self._row_bytes), found
+
+
+def open_segment(directory: Path, *, verify: bool = True) -> Segment | DeltaSegment:
+    """The reader of what lies at `directory`; raises as `Segment.open`."""
+    if (directory / DELTA_NAME).is_file():
+        return DeltaSegment.open(directory, verify=verify)
+    return Segment.open(directory, verify=verify)
