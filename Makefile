@@ -2,6 +2,7 @@
 # make setup   only the environment                                  make proto   gRPC code from online/proto/lookup.proto online/proto/rank.proto online/proto/admin.proto
 # make bench-publish        publishing and lookups against Feast, Redis and FBGEMM, about half an hour, into reports/bench/
 # make bench-publish-100m   one table of 100 M rows, from publishing to retiring
+# make test-crash           publish and materialize killed more than a hundred times, twelve minutes; FACET_CRASH_SEED=N repeats one
 # On a machine with an NVIDIA GPU: make LOCK=requirements/cuda.lock demo
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(notdir $(LOCK))
 
-.PHONY: demo test lint setup proto bench-publish bench-publish-100m clean
+.PHONY: demo test test-crash lint setup proto bench-publish bench-publish-100m clean
 
 demo: setup
 	$(BIN)/facet demo
@@ -22,6 +23,9 @@ test: setup
 	  { echo "Tests start a Redis server of their own and need its program: sudo apt-get install redis-server"; exit 1; }
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
+
+test-crash: setup
+	$(BIN)/python -m pytest -m crash -s tests/pipelines/test_crash_series.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -19,7 +19,7 @@ import os
 import socket
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from io import TextIOWrapper
@@ -127,7 +127,8 @@ def _announce(path: Path, holder: Holder) -> TextIOWrapper | None:
             file.flush()
     except (OSError, DiskFull) as error:
         if file:
-            file.close()
+            with suppress(OSError):  # closing writes what is buffered, to the same full disk
+                file.close()
         logger.warning(
             "version %d is held, but nothing says by whom: %s. A refusal to retire names nobody", holder.version, error
         )

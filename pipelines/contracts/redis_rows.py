@@ -181,9 +181,10 @@ class RedisRows:
         return reader
 
     def write(
-        self, *, spec: TableSpec, version: int, manifest_sha256: str, batches: Iterable[pa.RecordBatch]
+        self, *, spec: TableSpec, version: int, manifest_sha256: str, batches: Iterable[pa.RecordBatch],
+        parent: object = None,
     ) -> None:
-        """Stream record batches (`id` int64 ascending, `row` fixed-size binary) into a new table.
+        """Stream record batches (`id` int64 ascending, `row` fixed-size binary) into a new table, all of its own.
 
         Memory is a few times a partition of about a million rows. The table can be read when all of it is there.
 
@@ -260,7 +261,7 @@ class RedisRows:
         """Write all values; returns the SHA-256 over them."""
         digest = hashlib.sha256()
         checked = checked_batches(self._renewing(lock, batches), layout.spec)
-        for first, values in _partitions(layout, checked, self._spill):
+        for first, values in self._renewing(lock, _partitions(layout, checked, self._spill)):
             for run in self._renewing(lock, layout.runs(first, first + len(values), most=WRITE_BUCKETS)):
                 part = values[run[0] - first : run[-1] + 1 - first]
                 digest.update(b"".join(part))

@@ -115,14 +115,15 @@ def _bucket_row(id_, parameters):
 def locate(ids, parameters, parts, pilots, remap, rows, stride, out):
     """Write the row number of each id, or -1, to `out` (int64, (B,))."""
     positions, prints, waiting = np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.int64)
-    vocabulary_rows, buckets = parameters[5], parameters[6]
+    # read once: storing rows may change any array, as far as the compiler knows
+    vocabulary_rows, buckets, print_shift = parameters[5], parameters[6], parameters[7]
     for base in range(0, len(ids), _BLOCK):
         count = min(_BLOCK, len(ids) - base)
         if vocabulary_rows:
             _find_block(ids, base, count, parameters, parts, pilots, remap, rows, stride, positions, prints, waiting)
         for i in range(count):
             position = np.int64(positions[i])
-            known = vocabulary_rows > 0 and _has_print(rows, (position + 1) * stride, prints[i], parameters[7])
+            known = vocabulary_rows > 0 and _has_print(rows, (position + 1) * stride, prints[i], print_shift)
             if known and not _names_bucket(ids[base + i], parameters):
                 out[base + i] = position
             elif buckets:
@@ -144,14 +145,15 @@ def gather(ids, parameters, parts, pilots, remap, rows, stride, default, row_byt
     """
     size = max(row_bytes, MIN_ROW_BYTES)
     positions, prints, waiting = np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.int64)
-    vocabulary_rows, buckets = parameters[5], parameters[6]
+    # read once: storing rows may change any array, as far as the compiler knows
+    vocabulary_rows, buckets, print_shift = parameters[5], parameters[6], parameters[7]
     for base in range(0, len(ids), _BLOCK):
         count = min(_BLOCK, len(ids) - base)
         if vocabulary_rows:
             _find_block(ids, base, count, parameters, parts, pilots, remap, rows, stride, positions, prints, waiting)
         for i in range(count):
             start = np.int64(positions[i]) * stride
-            known = vocabulary_rows > 0 and _has_print(rows, start + stride, prints[i], parameters[7])
+            known = vocabulary_rows > 0 and _has_print(rows, start + stride, prints[i], print_shift)
             if buckets and (not known or _names_bucket(ids[base + i], parameters)):
                 start, known = _bucket_row(ids[base + i], parameters) * stride, True
             found[base + i] = known
@@ -173,6 +175,7 @@ def gather_newer(ids, base, replaced, overlay, default, row_bytes, out, found):
     size = max(row_bytes, MIN_ROW_BYTES)
     positions, prints, waiting = np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.int64)
     asked, places, asks = np.empty(len(ids), np.int64), np.empty(len(ids), np.int64), 0
+    buckets = parameters[6]  # read once, as in `gather`
     for first in range(0, len(ids), _BLOCK):
         count = min(_BLOCK, len(ids) - first)
         if parameters[5]:
@@ -182,7 +185,9 @@ def gather_newer(ids, base, replaced, overlay, default, row_bytes, out, found):
         for i in range(count):
             start = np.int64(positions[i]) * stride
             known = parameters[5] > 0 and _has_print(rows, start + stride, prints[i], parameters[7])
-            if known and not _has_bit(replaced, positions[i]) and not _names_bucket(ids[first + i], parameters):
+            if buckets and _names_bucket(ids[first + i], parameters):
+                known = False
+            if known and not _has_bit(replaced, positions[i]):
                 found[first + i] = True
                 copy_words(rows, start, out, (first + i) * row_bytes, size)
             else:
@@ -215,6 +220,7 @@ def match_rows(ids, given, row_bytes, base, replaced, kept, changed):
     """
     parameters, parts, pilots, remap, rows, stride = base
     positions, prints, waiting = np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.int64)
+    buckets = parameters[6]
     for first in range(0, len(ids), _BLOCK):
         count = min(_BLOCK, len(ids) - first)
         if parameters[5]:
@@ -223,7 +229,9 @@ def match_rows(ids, given, row_bytes, base, replaced, kept, changed):
             changed[first + i] = True
             start = np.int64(positions[i]) * stride
             known = parameters[5] > 0 and _has_print(rows, start + stride, prints[i], parameters[7])
-            if not known or _names_bucket(ids[first + i], parameters) or _has_bit(replaced, positions[i]):
+            if buckets and _names_bucket(ids[first + i], parameters):
+                known = False
+            if not known or _has_bit(replaced, positions[i]):
                 continue
             changed[first + i] = not _same(rows, start, given, (first + i) * row_bytes, row_bytes)
             bits = replaced if changed[first + i] else kept

@@ -162,7 +162,7 @@ def large_repository(workspace_with_versions: FeastRepository, tmp_path_factory:
 def test_materializing_killed_at_any_instant(large_repository: FeastRepository, seed: int) -> None:
     workspace = large_repository.workspace
     remove_directory(workspace.segments / "2")
-    kill_during(materialize_repository, large_repository.root, VIEWS_2, between_s=(0.2, 0.6), seed=seed)
+    kill_during(materialize_repository, large_repository.root, VIEWS_2, between_s=(0.0, 0.45), seed=seed)
     assert first_row(large_repository, 1) == published_rows(workspace, 1, "item.kge")[1][0].tobytes()
     for table in DIMS:
         if workspace.segment(2, table).exists():

@@ -298,13 +298,16 @@ def test_a_crash_before_the_pointer_is_finished_by_publishing_again(workspace: W
     assert (workspace.versions.current(), whole(workspace.versions)) == (2, [1, 2])
 
 
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_candidate(tmp_path_factory.mktemp("large") / "int4", seed=2, rows=150_000)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
-def test_publishing_killed_at_any_instant(tmp_path: Path, seed: int) -> None:
-    workspace = Workspace(tmp_path / "var")
-    first = publish(workspace, write_candidate(tmp_path / "first", seed=1))
-    second = write_candidate(tmp_path / "second", seed=2, rows=20_000)
-    kill_during(publish_candidate, workspace.root, second, between_s=(0.02, 0.14), seed=seed)
+def test_publishing_killed_at_any_instant(workspace: Workspace, candidate: Path, large: Path, seed: int) -> None:
+    first, second = publish(workspace, candidate), large
+    kill_during(publish_candidate, workspace.root, second, between_s=(0.0, 0.25), seed=seed)
     assert workspace.versions.current() in (1, 2) and workspace.versions.manifest(1) == first
     assert whole(workspace.versions) in ([1], [1, 2])
     if workspace.versions.current() == 1:

@@ -126,6 +126,24 @@ def test_partitions_change_nothing(store: RedisRows, client: redis.Redis, monkey
     assert {key: client.get(key) for key in client.scan_iter("{item.kge@7*") if b"/" in key} == whole
 
 
+def test_the_lock_is_renewed_over_many_short_partitions(
+    client: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes less than a fifth of the lease, all together take longer than the lease."""
+    pack, lease_s = redis_rows.pack, 1.0
+
+    def slow_pack(*args: Any, **kwargs: Any) -> list[bytes]:
+        time.sleep(lease_s / 25)
+        return pack(*args, **kwargs)
+
+    monkeypatch.setattr(redis_rows, "pack", slow_pack)
+    monkeypatch.setattr(redis_rows, "PARTITION_BUCKETS", 3)
+    table, store, start = Table(2_000), store_of(client, tmp_path, lease_s=lease_s), time.monotonic()
+    table.write(store)
+    assert time.monotonic() - start > lease_s
+    table.require_served(store)
+
+
 def test_large_lookups_are_split(store: RedisRows, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redis_rows, "READ_BUCKETS", 3)
     table = Table(500)

@@ -245,6 +245,19 @@ def test_buckets_of_the_newer_version(tmp_path: Path, buckets_change: bool) -> N
     assert [row.tobytes() for row in answer] == [rows[key] for key in stored]
 
 
+@pytest.mark.parametrize("same_bytes", [False, True])
+def test_buckets_ids_that_pass_for_others_read_their_buckets(tmp_path: Path, same_bytes: bool) -> None:
+    """About six of 400,000 do, in a base of 16-bit prints."""
+    spec = replace(SPEC, id_rule="vocabulary+buckets", buckets=400_000, rows=400_000)
+    buckets, ids = spec.rule.all_bucket_ids(), random_ids(1_000, seed=1, low=0)
+    before = random_rows(np.concatenate([buckets, ids]), seed=2)
+    if same_bytes:
+        before = dict.fromkeys(before, bytes(WIDTH))
+    full(tmp_path / "1", before, spec=spec, exact_rows=0)
+    rows = before | random_rows(ids[:10], seed=3)
+    require_same(newer(tmp_path / "2", rows, tmp_path / "1", spec=spec), rows)
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -1,0 +1,214 @@
+"""Ours and its rivals, turn by turn: medians of at least five rounds, and the file that the figures go to.
+
+```
+round 0 (not counted)   ours | rival | rival      everything is compiled, filled and touched
+round 1                 ours | rival | rival
+round 2                 rival | rival | ours      every other round backwards, so that nobody always goes first
+...
+```
+"""
+
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from pipelines.contracts.durable import replacing_file
+from pipelines.contracts.errors import InvalidConfig
+
+__all__ = [
+    "MIN_ROUNDS", "Result", "Side", "Timing", "bounded", "interleave", "measured", "show", "sizes_compared",
+    "speeds_compared", "write_results",
+]
+
+MIN_ROUNDS = 5
+PACKAGES = ("feast", "torch", "fbgemm-gpu-cpu", "fbgemm-gpu", "redis", "hiredis", "numba", "numpy", "pyarrow", "duckdb")
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Side:
+    """One contestant.
+
+    Attributes:
+        name: what it is, in words a reader of the figures understands.
+        call: what is timed, once per input.
+        inputs: makes a round's inputs, one per call; not timed.
+        after: checks and clears what a round left; not timed.
+    """
+
+    name: str
+    call: Callable[[Any], Any]
+    inputs: Callable[[], Iterable[Any]] = lambda: (None,)
+    after: Callable[[], None] = _nothing
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a side took.
+
+    Attributes:
+        rounds: seconds per call, one figure per round: the median of that round's calls.
+        p99: seconds that 99 % of all calls stay under.
+        calls: how many calls a round has.
+    """
+
+    name: str
+    rounds: tuple[float, ...]
+    p99: float
+    calls: int
+
+    @property
+    def seconds(self) -> float:
+        """Median over the rounds; raises `InvalidConfig` if there are fewer than `MIN_ROUNDS`."""
+        if len(self.rounds) < MIN_ROUNDS:
+            raise InvalidConfig(
+                f"a figure for {self.name}", expected=f"at least {MIN_ROUNDS} rounds", got=str(len(self.rounds)),
+                remedy="Measure more rounds: one run on a shared machine says little.",
+            )
+        return statistics.median(self.rounds)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of a report; `ratio` says how many times better ours is, or for a bound, which part of it is used."""
+
+    name: str
+    ours: float
+    rival: float | None
+    rival_name: str
+    ratio: float | None
+    unit: str
+    conditions: dict[str, Any] = field(default_factory=dict)
+
+
+def interleave(sides: Sequence[Side], *, rounds: int, label: str) -> dict[str, Timing]:
+    """Time every side once a round, by turns; the first turn of all is not counted.
+
+    Returns:
+        name -> `Timing`, in the order of `sides`.
+    """
+    spent: dict[str, list[list[float]]] = {side.name: [] for side in sides}
+    with tqdm(total=(rounds + 1) * len(sides), desc=label, unit="turn", disable=None) as progress:
+        for number in range(rounds + 1):
+            for side in sides if number % 2 else reversed(sides):
+                progress.set_postfix_str(side.name)
+                turn = [_timed(side.call, given) for given in side.inputs()]
+                side.after()
+                if number:
+                    spent[side.name].append(turn)
+                progress.update()
+    return {name: _timing(name, turns) for name, turns in spent.items()}
+
+
+def speeds_compared(
+    name: str, *, ours: Timing, rival: Timing, amount: int | None = None, **conditions: Any
+) -> Result:
+    """A result from two timings: rows per second where `amount` (rows of a call) is given, else microseconds a call."""
+    figures = [timing.seconds * 1e6 if amount is None else amount / timing.seconds for timing in (ours, rival)]
+    spread = {
+        f"{who}_slowest_to_fastest_round_s": [max(timing.rounds), min(timing.rounds)]
+        for who, timing in (("ours", ours), ("rival", rival))
+    }
+    if ours.calls > 1:
+        spread |= {"ours_p99_us": ours.p99 * 1e6, "rival_p99_us": rival.p99 * 1e6}
+    return Result(
+        name, figures[0], figures[1], rival.name, rival.seconds / ours.seconds,
+        "us" if amount is None else "rows/s",
+        {"ours_name": ours.name, "rounds": len(ours.rounds), "calls_a_round": ours.calls, **spread, **conditions}
+        | environment(),
+    )
+
+
+def sizes_compared(name: str, *, ours: float, rival: float, rival_name: str, **conditions: Any) -> Result:
+    """A result from two sizes, bytes per row."""
+    return Result(name, ours, rival, rival_name, rival / ours, "bytes/row", conditions | environment())
+
+
+def bounded(name: str, *, ours: float, at_most: float, unit: str, **conditions: Any) -> Result:
+    """A result against a limit: `ratio` is ours over the limit, good up to 1."""
+    return Result(name, ours, at_most, "at most", ours / at_most, unit, conditions | environment())
+
+
+def measured(name: str, *, ours: float, unit: str, **conditions: Any) -> Result:
+    """A figure that has neither rival nor limit."""
+    return Result(name, ours, None, "none", None, unit, conditions | environment())
+
+
+def write_results(path: Path, results: Sequence[Result]) -> None:
+    """Write `{"results": [...]}`; results of other names that are there already stay, each with its own conditions."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = json.loads(path.read_text())["results"] if path.is_file() else []
+    lines = {line["name"]: line for line in before} | {result.name: asdict(result) for result in results}
+    with replacing_file(path) as staging:
+        staging.write_text(json.dumps({"results": list(lines.values())}, indent=1) + "\n")
+
+
+def show(results: Sequence[Result]) -> str:
+    """The results as a table to read."""
+    header = ("name", "ours", "rival", "ratio", "unit", "rival is")
+    lines = [header]
+    lines += [(r.name, _short(r.ours), _short(r.rival), _short(r.ratio), r.unit, r.rival_name) for r in results]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def environment() -> dict[str, Any]:
+    """The machine, the versions and the moment, for a result's conditions."""
+    return {
+        "cpu": _cpu(), "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "python": platform.python_version(), "versions": _versions(), "load_1m": round(os.getloadavg()[0], 1),
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _timed(call: Callable[[Any], Any], given: Any) -> float:
+    start = time.perf_counter()
+    call(given)
+    return time.perf_counter() - start
+
+
+def _timing(name: str, turns: list[list[float]]) -> Timing:
+    calls = sorted(seconds for turn in turns for seconds in turn)
+    p99 = calls[min(len(calls) - 1, int(len(calls) * 0.99))] if calls else float("nan")
+    return Timing(name, tuple(map(statistics.median, turns)), p99, len(turns[0]) if turns else 0)
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue  # of FBGEMM's two builds, one is installed
+    if program := shutil.which("redis-server"):
+        words = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout.split()
+        found["redis-server"] = next(word.removeprefix("v=") for word in words if word.startswith("v="))
+    return found
+
+
+def _short(figure: float | None) -> str:
+    if figure is None:
+        return "-"
+    return f"{figure:,.0f}" if abs(figure) >= 1000 else f"{figure:.3g}"
