@@ -18,7 +18,6 @@ from typing import Any, NoReturn
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from tqdm import tqdm
@@ -28,7 +27,7 @@ from pipelines.contracts.manifest import Manifest
 from pipelines.contracts.rowcodec import codec
 from pipelines.contracts.spec import TableSpec
 from pipelines.contracts.table_batches import checked_batches
-from pipelines.contracts.table_file import table_schema
+from pipelines.contracts.table_file import open_table_file, table_schema
 from pipelines.contracts.windows import Windows
 
 __all__ = ["Candidate"]
@@ -110,7 +109,7 @@ class Candidate:
         if not row_codec.finite(default, spec.dim).all():
             _refuse(spec.name, expected="finite values", got="NaN or infinity in its default row")
         try:
-            with pq.ParquetFile(self.directory / Manifest.table_path(spec.name)) as file, tqdm(
+            with open_table_file(self.directory / Manifest.table_path(spec.name)) as file, tqdm(
                 total=spec.rows, desc=f"check {spec.name}", unit="row", unit_scale=True, disable=None, leave=False
             ) as progress:
                 schema = file.schema_arrow

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from feast import FileSource
 from feast.infra.common.materialization_job import (
     MaterializationJob,
@@ -34,6 +33,7 @@ from pipelines.contracts.errors import FacetError, IntegrityError, NotPrepared, 
 from pipelines.contracts.manifest import Manifest
 from pipelines.contracts.row_store import SEGMENTS, Parent, RowStore, row_store
 from pipelines.contracts.spec import TableSpec
+from pipelines.contracts.table_file import open_table_file
 from pipelines.contracts.workspace import Workspace
 
 __all__ = ["SegmentEngine", "SegmentEngineConfig"]
@@ -193,7 +193,7 @@ class _Batches:
     label: str
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
-        with pq.ParquetFile(self.path) as file, tqdm(
+        with open_table_file(self.path) as file, tqdm(
             total=file.metadata.num_rows, desc=self.label, unit="row", unit_scale=True, disable=None
         ) as progress:
             for batch in file.iter_batches(BATCH_ROWS, columns=["id", "row"]):

@@ -5,10 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from pipelines.contracts.spec import TableSpec
-from pipelines.contracts.table_file import row_matrix
+from pipelines.contracts.table_file import open_table_file, row_matrix
 
 __all__ = ["PublishedTable", "UnknownIds"]
 
@@ -49,7 +48,7 @@ class PublishedTable:
 
     def id_bounds(self) -> tuple[int, int]:
         """Least and greatest id, from the file's statistics; all of int64 if it has none, (0, -1) without rows."""
-        with pq.ParquetFile(self.path) as file:
+        with open_table_file(self.path) as file:
             column = file.schema_arrow.names.index("id")
             groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
             bounds = [group.column(column).statistics for group in groups if group.num_rows]
@@ -62,7 +61,7 @@ class PublishedTable:
     def _stretches(self, chosen: np.ndarray | None) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Number of the first row, ids and rows of consecutive rows; of row groups with a `chosen` row, or of all."""
         start = 0
-        with pq.ParquetFile(self.path) as file:
+        with open_table_file(self.path) as file:
             for group in range(file.num_row_groups):
                 end = start + file.metadata.row_group(group).num_rows
                 if chosen is None or len(_between(chosen, start, end)):

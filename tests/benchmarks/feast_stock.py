@@ -44,12 +44,10 @@ def sqlite_path(repository: FeastRepository, name: str) -> Path:
     return repository.workspace.root / "feast" / f"{name}_online.db"
 
 
-def redis_store(server: RedisServer) -> dict[str, Any]:
-    """Feast's Redis store at its fastest: a Unix socket, and no reading of old timestamps before each write."""
-    return {
-        "type": "redis", "skip_dedup": True,
-        "connection_string": f"127.0.0.1:{server.port},unix_socket_path={server.socket_path}",
-    }
+def redis_store(server: RedisServer, *, skip_dedup: bool = False) -> dict[str, Any]:
+    """Feast's Redis store over a Unix socket; with `skip_dedup` it does not read old timestamps before each write."""
+    socket = f"127.0.0.1:{server.port},unix_socket_path={server.socket_path}"
+    return {"type": "redis", "connection_string": socket, "skip_dedup": skip_dedup}
 
 
 def open_store(path: Path) -> FeatureStore:

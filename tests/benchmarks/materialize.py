@@ -60,6 +60,7 @@ def against_feast(bench: Bench) -> Iterator[Result]:
         client = server.client()
         sqlite = stock_repository(repository, "sqlite", sqlite_store("sqlite"))
         redis = stock_repository(repository, "redis", redis_store(server))
+        redis_fast = stock_repository(repository, "redis_fast", redis_store(server, skip_dedup=True))
 
         def after_sqlite() -> None:
             with contextlib.closing(sqlite3.connect(sqlite_path(repository, "sqlite"))) as database:
@@ -77,16 +78,21 @@ def against_feast(bench: Bench) -> Iterator[Result]:
             _ours(bench, rows),
             Side("Feast's engine into SQLite", materialize, lambda: (open_store(sqlite),), after_sqlite),
             Side("Feast's engine into Redis", materialize, lambda: (open_store(redis),), after_redis),
+            Side("Feast's engine into Redis, skip_dedup", materialize, lambda: (open_store(redis_fast),), after_redis),
         ]
-        ours, into_sqlite, into_redis = interleave(sides, rounds=bench.sizes.rounds, label="materialize").values()
+        timings = interleave(sides, rounds=bench.sizes.rounds, label="materialize").values()
+    ours, into_sqlite, into_redis, into_redis_fast = timings
     conditions = {
         "rows": rows, "row_bytes": ROW_BYTES, "threads": "each as it comes",
         "timed": "FeatureStore.materialize from call to return, on a new store object; same Parquet file, in the cache",
-        "feast_settings": "LocalComputeEngine, pull_latest_features, online_write_batch_size 10000; Redis: skip_dedup, "
-        "Unix socket, no persistence",
+        "feast_settings": "LocalComputeEngine, pull_latest_features, online_write_batch_size 10000",
+        "redis": "Unix socket, no persistence",
     }
     yield speeds_compared("materialize_vs_feast_sqlite", ours=ours, rival=into_sqlite, amount=rows, **conditions)
     yield speeds_compared("materialize_vs_feast_redis", ours=ours, rival=into_redis, amount=rows, **conditions)
+    yield speeds_compared(
+        "materialize_vs_feast_redis_skip_dedup", ours=ours, rival=into_redis_fast, amount=rows, **conditions
+    )
 
 
 def against_redis(bench: Bench) -> Iterator[Result]:

@@ -26,7 +26,9 @@ from tests.benchmarks.materialize import against_feast, against_redis, against_s
 __all__ = ["GROUPS", "main"]
 
 GROUPS: dict[Callable[[Bench], Iterator[Result]], tuple[str, ...]] = {
-    against_feast: ("materialize_vs_feast_sqlite", "materialize_vs_feast_redis"),
+    against_feast: (
+        "materialize_vs_feast_sqlite", "materialize_vs_feast_redis", "materialize_vs_feast_redis_skip_dedup",
+    ),
     against_redis: (
         "materialize_vs_redis_mset", "redis_packed_write_vs_redis_mset", "materialize_vs_redis_wire",
         "materialize_different_rows",

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from pipelines.contracts.context import CONTEXT_FEATURES
 from pipelines.contracts.manifest import Manifest
 from pipelines.contracts.spec import TableSpec
+from pipelines.contracts.table_file import open_table_file
 from pipelines.contracts.upper_model import UpperConfig, UpperModel, save_upper_model
 from pipelines.contracts.workspace import Workspace
 from pipelines.publish import publish
@@ -61,7 +62,7 @@ def view_of(version: int = 1) -> str:
 
 def record_batches(path: Path, *, rows: int = 65_536) -> Iterator[pa.RecordBatch]:
     """Batches of `id` and `row` of a table's Parquet file."""
-    with pq.ParquetFile(path) as file:
+    with open_table_file(path) as file:
         yield from file.iter_batches(rows, columns=["id", "row"])
 
 
