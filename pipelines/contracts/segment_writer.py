@@ -10,6 +10,7 @@ A small table is one group and never leaves memory; the groups of a large one wa
 """
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -38,6 +39,7 @@ SEED = 0  # of the index's hash; recorded in every segment
 PART_KEYS = 40_000  # at most this many expected in a part, so that none comes near the most a part may have
 GROUP_BYTES = 128 << 20  # of records in memory at a time
 HASH_BYTES = 8
+HUGE_PAGES_BYTES = 4 << 20  # a file written in such pieces lies in huge pages, which readers then map as such
 EXACT_ROWS = 4_000_000  # up to here six bytes more a row are cheap, and every unknown id is recognized
 
 
@@ -207,11 +209,13 @@ class _ArrayFile:
         self._hash, self._left = hashlib.sha256(), int(np.prod(shape))
 
     def __enter__(self) -> "_ArrayFile":
-        with self._path.open("wb") as file:
-            header = {"descr": self._dtype.str, "fortran_order": False, "shape": self.shape}
-            np.lib.format.write_array_header_1_0(file, header)
-        self._hash.update(self._path.read_bytes())
-        self._file = self._path.open("ab", buffering=0)
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            header, {"descr": self._dtype.str, "fortran_order": False, "shape": self.shape}
+        )
+        self._hash.update(header.getvalue())
+        self._waiting = bytearray(header.getvalue())
+        self._file = self._path.open("wb", buffering=0)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -221,12 +225,17 @@ class _ArrayFile:
         data = np.ascontiguousarray(values, self._dtype)
         self._left -= data.size
         self._hash.update(data.data)
-        _write_all(self._file, data)
+        self._waiting += data.reshape(-1).view(np.uint8).data
+        whole = len(self._waiting) // HUGE_PAGES_BYTES * HUGE_PAGES_BYTES
+        if whole:
+            _write_all(self._file, np.frombuffer(bytes(self._waiting[:whole]), np.uint8))
+            del self._waiting[:whole]
 
     def close(self) -> str:
         """SHA-256 of the whole file; raises if not all of the array was written."""
         if self._left:
             raise RuntimeError(f"{self._path}: {self._left} elements are missing")
+        _write_all(self._file, np.frombuffer(bytes(self._waiting), np.uint8))
         self._file.close()
         return self._hash.hexdigest()
 
