@@ -38,6 +38,7 @@ __all__ = ["write_segment"]
 SEED = 0  # of the index's hash; recorded in every segment
 PART_KEYS = 40_000  # at most this many expected in a part, so that none comes near the most a part may have
 GROUP_BYTES = 128 << 20  # of records in memory at a time
+IN_MEMORY = 4  # a table of up to so many groups never leaves memory
 HASH_BYTES = 8
 HUGE_PAGES_BYTES = 4 << 20  # a file written in such pieces lies in huge pages, which readers then map as such
 EXACT_ROWS = 4_000_000  # up to here six bytes more a row are cheap, and every unknown id is recognized
@@ -49,7 +50,7 @@ def write_segment(
 ) -> None:
     """Stream record batches (`id` int64 ascending, `row` fixed-size binary) into a new segment.
 
-    Memory is a few times `group_bytes`, whatever the table's size. `directory` appears only when every row has been
+    Memory is less than ten times `group_bytes`, whatever the table's size. `directory` appears only when every row has been
     written, counted and flushed.
 
     Args:
@@ -158,7 +159,8 @@ class _Records:
     def __init__(self, staging: Path, keys: int, row_bytes: int, group_bytes: int) -> None:
         self.keys, self.row_bytes, self._record_bytes = keys, row_bytes, HASH_BYTES + row_bytes
         part_bits = max(0, int(np.ceil(np.log2(max(keys, 1) / PART_KEYS))))
-        group_bits = min(part_bits, max(0, int(np.ceil(np.log2(max(keys, 1) * self._record_bytes / group_bytes)))))
+        groups = max(keys, 1) * self._record_bytes / group_bytes
+        group_bits = min(part_bits, int(np.ceil(np.log2(groups)))) if groups > IN_MEMORY else 0
         self.part_shift = 63 - part_bits
         self.parts_of_group = 1 << (part_bits - group_bits)
         self.part_counts = np.zeros(1 << part_bits, np.int64)
