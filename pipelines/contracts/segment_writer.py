@@ -50,8 +50,8 @@ def write_segment(
 ) -> None:
     """Stream record batches (`id` int64 ascending, `row` fixed-size binary) into a new segment.
 
-    Memory is less than ten times `group_bytes`, whatever the table's size. `directory` appears only when every row has been
-    written, counted and flushed.
+    Memory is less than ten times `group_bytes`, whatever the table's size. `directory` appears only when every row has
+    been written, counted and flushed.
 
     Args:
         exact_rows: a table of up to this many rows recognizes every unknown id; a larger one all but one in 65,536.
