@@ -64,12 +64,14 @@ class DeltaSegment:
         header = read_header(directory / DELTA_NAME, FORMAT)
         if verify:
             check_files(directory, header["files"])
-        return cls(
+        segment = cls(
             TableSpec(**header["table"]), version=header["version"], manifest_sha256=header["manifest_sha256"],
             base=Segment.open(directory / BASE, verify=verify),
             overlay=Segment.open(directory / OVERLAY, verify=verify),
             replaced=mapped(directory / REPLACED, populate=verify),
         )
+        segment.lookup(np.zeros(1, np.int64))  # loads the compiled lookup now, so that no request waits for it
+        return segment
 
     @property
     def shared_rows(self) -> int:
