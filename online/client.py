@@ -12,10 +12,11 @@ import numpy as np
 
 from online.proto import lookup_pb2, lookup_pb2_grpc, rank_pb2, rank_pb2_grpc
 from online.refusal import Code, Refusal, refusal_from
+from online.row_source import VersionRows
 from online.server import CHANNEL_OPTIONS
 from pipelines.contracts.errors import InvalidConfig
 
-__all__ = ["LookupClient", "PendingLookup", "RankClient", "RankedScores", "VersionRows", "open_channel"]
+__all__ = ["LookupClient", "PendingLookup", "RankClient", "RankedScores", "open_channel"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,21 +29,6 @@ def open_channel(target: str) -> grpc.Channel:
             "address of a server", expected="host:port", got=repr(target), remedy="Give both, as in 127.0.0.1:50051."
         )
     return grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
-
-
-@dataclass(frozen=True)
-class VersionRows:
-    """Rows of all asked tables, all of one version.
-
-    Attributes:
-        rows: table -> uint8 (B, row_bytes), in the order of the ids; the default row where `found` is False.
-        found: table -> bool (B,).
-    """
-
-    version: int
-    manifest_sha256: str
-    rows: dict[str, np.ndarray]
-    found: dict[str, np.ndarray]
 
 
 class LookupClient:

@@ -13,11 +13,12 @@ from types import MappingProxyType
 import grpc
 import numpy as np
 
-from online.client import LookupClient, PendingLookup, VersionRows
+from online.client import LookupClient, PendingLookup
 from online.context_source import ContextSource
 from online.cpu_tier import packed_ids
 from online.proto import admin_pb2, admin_pb2_grpc, rank_pb2, rank_pb2_grpc
 from online.refusal import Code, Refusal, refusals_to_status
+from online.row_source import VersionRows
 from online.scorer import Scorer
 
 __all__ = ["RankService", "RankerAdminService", "RunnableModels"]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from online.client import VersionRows
+from online.row_source import VersionRows
 from pipelines.contracts.context import ContextFeature, context_matrix
 from pipelines.contracts.errors import IntegrityError
 from pipelines.contracts.manifest import Manifest

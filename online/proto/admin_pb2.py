@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18online/proto/admin.proto\x12\x08\x66\x61\x63\x65t.v1\"\x0f\n\rStatusRequest\"!\n\x0eVersionRequest\x12\x0f\n\x07version\x18\x01 \x01(\x03\"M\n\rCpuTierStatus\x12)\n\x08versions\x18\x01 \x03(\x0b\x32\x17.facet.v1.HostedVersion\x12\x11\n\tpreferred\x18\x02 \x01(\x03\"p\n\rHostedVersion\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x17\n\x0fmanifest_sha256\x18\x02 \x01(\t\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\x12\x11\n\tin_flight\x18\x04 \x01(\r\x12\x10\n\x08\x61nswered\x18\x05 \x01(\x04\"5\n\x0cRankerStatus\x12%\n\x06models\x18\x01 \x03(\x0b\x32\x15.facet.v1.LoadedModel\"Y\n\x0bLoadedModel\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x17\n\x0fmanifest_sha256\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x10\n\x08\x61nswered\x18\x04 \x01(\x04\x32\xbc\x02\n\x0c\x43puTierAdmin\x12\x39\n\x04Load\x12\x18.facet.v1.VersionRequest\x1a\x17.facet.v1.CpuTierStatus\x12<\n\x07Promote\x12\x18.facet.v1.VersionRequest\x1a\x17.facet.v1.CpuTierStatus\x12:\n\x05\x44rain\x12\x18.facet.v1.VersionRequest\x1a\x17.facet.v1.CpuTierStatus\x12;\n\x06Unload\x12\x18.facet.v1.VersionRequest\x1a\x17.facet.v1.CpuTierStatus\x12:\n\x06Status\x12\x17.facet.v1.StatusRequest\x1a\x17.facet.v1.CpuTierStatus2\xbe\x01\n\x0bRankerAdmin\x12\x38\n\x04Load\x12\x18.facet.v1.VersionRequest\x1a\x16.facet.v1.RankerStatus\x12:\n\x06Unload\x12\x18.facet.v1.VersionRequest\x1a\x16.facet.v1.RankerStatus\x12\x39\n\x06Status\x12\x17.facet.v1.StatusRequest\x1a\x16.facet.v1.RankerStatusb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18online/proto/admin.proto\x12\x08\x66\x61\x63\x65t.v1\"\x0f\n\rStatusRequest\"0\n\x0eVersionRequest\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\r\n\x05share\x18\x02 \x01(\x01\"\xa3\x01\n\rCpuTierStatus\x12)\n\x08versions\x18\x01 \x03(\x0b\x32\x17.facet.v1.HostedVersion\x12\x11\n\tpreferred\x18\x02 \x01(\x03\x12\x0e\n\x06\x63\x61nary\x18\x03 \x01(\x03\x12\x14\n\x0c\x63\x61nary_share\x18\x04 \x01(\x01\x12\r\n\x05shard\x18\x05 \x01(\r\x12\x0e\n\x06shards\x18\x06 \x01(\r\x12\x0f\n\x07workers\x18\x07 \x01(\r\"p\n\rHostedVersion\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x17\n\x0fmanifest_sha256\x18\x02 \x01(\t\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\x12\x11\n\tin_flight\x18\x04 \x01(\r\x12\x10\n\x08\x61nswered\x18\x05 \x01(\x04\"`\n\x0cRankerStatus\x12%\n\x06models\x18\x01 \x03(\x0b\x32\x15.facet.v1.LoadedModel\x12\x19\n\x11latency_bounds_ms\x18\x02 \x03(\x01\x12\x0e\n\x06\x66\x61iled\x18\x03 \x01(\x04\"\x81\x01\n\x0bLoadedModel\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x17\n\x0fmanifest_sha256\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x10\n\x08\x61nswered\x18\x04 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x05 \x01(\x04\x12\x16\n\x0elatency_counts\x18\x06 \x03(\x04\x32\xbc\x02\n\x0c\x43puTierAdmin\x12\x39\n\x04Load\x12\x18.facet.v1.VersionRequest\x1a\x17.facet.v1.CpuTierStatus\x12<\n\x07Promote\x12\x18.facet.v1.VersionRequest\x1a\x17.facet.v1.CpuTierStatus\x12:\n\x05\x44rain\x12\x18.facet.v1.VersionRequest\x1a\x17.facet.v1.CpuTierStatus\x12;\n\x06Unload\x12\x18.facet.v1.VersionRequest\x1a\x17.facet.v1.CpuTierStatus\x12:\n\x06Status\x12\x17.facet.v1.StatusRequest\x1a\x17.facet.v1.CpuTierStatus2\xbe\x01\n\x0bRankerAdmin\x12\x38\n\x04Load\x12\x18.facet.v1.VersionRequest\x1a\x16.facet.v1.RankerStatus\x12:\n\x06Unload\x12\x18.facet.v1.VersionRequest\x1a\x16.facet.v1.RankerStatus\x12\x39\n\x06Status\x12\x17.facet.v1.StatusRequest\x1a\x16.facet.v1.RankerStatusb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,17 +34,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STATUSREQUEST']._serialized_start=38
   _globals['_STATUSREQUEST']._serialized_end=53
   _globals['_VERSIONREQUEST']._serialized_start=55
-  _globals['_VERSIONREQUEST']._serialized_end=88
-  _globals['_CPUTIERSTATUS']._serialized_start=90
-  _globals['_CPUTIERSTATUS']._serialized_end=167
-  _globals['_HOSTEDVERSION']._serialized_start=169
-  _globals['_HOSTEDVERSION']._serialized_end=281
-  _globals['_RANKERSTATUS']._serialized_start=283
-  _globals['_RANKERSTATUS']._serialized_end=336
-  _globals['_LOADEDMODEL']._serialized_start=338
-  _globals['_LOADEDMODEL']._serialized_end=427
-  _globals['_CPUTIERADMIN']._serialized_start=430
-  _globals['_CPUTIERADMIN']._serialized_end=746
-  _globals['_RANKERADMIN']._serialized_start=749
-  _globals['_RANKERADMIN']._serialized_end=939
+  _globals['_VERSIONREQUEST']._serialized_end=103
+  _globals['_CPUTIERSTATUS']._serialized_start=106
+  _globals['_CPUTIERSTATUS']._serialized_end=269
+  _globals['_HOSTEDVERSION']._serialized_start=271
+  _globals['_HOSTEDVERSION']._serialized_end=383
+  _globals['_RANKERSTATUS']._serialized_start=385
+  _globals['_RANKERSTATUS']._serialized_end=481
+  _globals['_LOADEDMODEL']._serialized_start=484
+  _globals['_LOADEDMODEL']._serialized_end=613
+  _globals['_CPUTIERADMIN']._serialized_start=616
+  _globals['_CPUTIERADMIN']._serialized_end=932
+  _globals['_RANKERADMIN']._serialized_start=935
+  _globals['_RANKERADMIN']._serialized_end=1125
 # @@protoc_insertion_point(module_scope)

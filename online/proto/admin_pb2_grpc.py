@@ -72,7 +72,7 @@ class CpuTierAdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Promote(self, request, context):
-        """prefer it whenever the caller accepts it
+        """prefer it whenever the caller accepts it; or try it on a share
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

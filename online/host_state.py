@@ -1,0 +1,69 @@
+"""What a host serves, written down at every change, so that a restarted host comes back as what it was.
+
+```
+<workspace>/hosts/<name>.json     {"loaded": [1, 2], "draining": [1], "preferred": 2, "canary": 0, "canary_share": 0.0}
+```
+
+A rollout does not go on while a host is away, so what a host held when it died is what the fleet expects it to hold.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pipelines.contracts.durable import replacing_file
+from pipelines.contracts.errors import IntegrityError, InvalidConfig
+from pipelines.contracts.workspace import Workspace
+
+__all__ = ["HostMemory", "HostState"]
+
+
+@dataclass(frozen=True)
+class HostState:
+    """What one host holds.
+
+    Attributes:
+        loaded: versions, ascending.
+        draining: those of them that answer nothing new.
+        preferred: answered first where accepted; 0 on a ranker, which has no preference.
+        canary, canary_share: tried on this share of the requests; 0: none.
+    """
+
+    loaded: tuple[int, ...]
+    draining: tuple[int, ...] = ()
+    preferred: int = 0
+    canary: int = 0
+    canary_share: float = 0.0
+
+
+class HostMemory:
+    """The state file of a host that has a name.
+
+    Raises:
+        InvalidConfig: the name is no plain file name.
+    """
+
+    def __init__(self, workspace: Workspace, name: str) -> None:
+        if not name or Path(name).name != name or name.startswith("."):
+            raise InvalidConfig(
+                "name of a host", expected="a plain name such as cpu-1", got=repr(name), remedy="Choose another."
+            )
+        self.path = workspace.root / "hosts" / f"{name}.json"
+
+    def recall(self) -> HostState | None:
+        """What it held last; None if it never held anything. Raises `IntegrityError` if the file cannot be read."""
+        if not self.path.is_file():
+            return None
+        try:
+            raw = json.loads(self.path.read_text())
+            return HostState(**{**raw, "loaded": tuple(raw["loaded"]), "draining": tuple(raw["draining"])})
+        except (ValueError, KeyError, TypeError) as error:
+            raise IntegrityError(
+                f"{self.path} cannot be read", expected="what the host held", got=repr(error),
+                remedy="Delete it, and start the host with --versions.",
+            ) from error
+
+    def remember(self, state: HostState) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing_file(self.path) as staging:
+            staging.write_text(json.dumps(asdict(state)))

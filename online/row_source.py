@@ -1,0 +1,58 @@
+"""Where a ranker gets rows: the interface of the CPU tier's client and of segments mapped in its own process."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+__all__ = ["PendingRows", "RowSource", "VersionRows"]
+
+
+@dataclass(frozen=True)
+class VersionRows:
+    """Rows of all asked tables, all of one version.
+
+    Attributes:
+        rows: table -> uint8 (B, row_bytes), in the order of the ids; the default row where `found` is False.
+        found: table -> bool (B,).
+    """
+
+    version: int
+    manifest_sha256: str
+    rows: dict[str, np.ndarray]
+    found: dict[str, np.ndarray]
+
+
+class PendingRows(Protocol):
+    """A lookup under way.
+
+    Attributes:
+        finished_at: `time.perf_counter()` when the rows were there; None before.
+    """
+
+    finished_at: float | None
+
+    def result(self) -> VersionRows:
+        """Wait for the rows; raises `online.refusal.Refusal`."""
+        ...
+
+
+class RowSource(Protocol):
+    """Rows of ids, all of one of the accepted versions. Safe to use from several threads."""
+
+    def start(
+        self, accepted: Sequence[int], ids: Mapping[str, np.ndarray], *, request_id: str = "",
+        timeout_s: float | None = None,
+    ) -> PendingRows:
+        """Begin a lookup and return at once.
+
+        Args:
+            accepted: versions the caller can use.
+            ids: table -> int64 (B,).
+            request_id: names the request in every log; decides whether a canary answers it.
+            timeout_s: until when an answer is of use, retries included; the source's own limit if None.
+        """
+        ...
+
+    def close(self) -> None: ...
