@@ -3,6 +3,10 @@
 # make bench-publish        publishing and lookups against Feast, Redis and FBGEMM, about half an hour, into reports/bench/
 # make bench-publish-100m   one table of 100 M rows, from publishing to retiring
 # make test-crash           publish and materialize killed more than a hundred times, twelve minutes; FACET_CRASH_SEED=N repeats one
+# make bench-online         serving against tables at hand, a gRPC echo and Feast, a quarter of an hour, into reports/bench/
+# make chaos                a million ranked requests, rollouts and kills at once, every answer recomputed; half an hour
+# make soak                 fifteen minutes of everything, no process may grow
+# make fuzz                 coverage-guided fuzzing of both services, five minutes
 # On a machine with an NVIDIA GPU: make LOCK=requirements/cuda.lock demo
 
 PYTHON ?= python3
@@ -11,7 +15,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(notdir $(LOCK))
 
-.PHONY: demo test test-crash lint setup proto bench-publish bench-publish-100m clean
+.PHONY: demo test test-crash lint setup proto bench-publish bench-publish-100m bench-online chaos soak fuzz clean
 
 demo: setup
 	$(BIN)/facet demo
@@ -45,9 +49,16 @@ $(STAMP): $(LOCK) pyproject.toml
 proto: setup
 	$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --grpc_python_out=. online/proto/lookup.proto online/proto/rank.proto online/proto/admin.proto
 
-bench-publish bench-publish-100m: setup
+bench-publish bench-publish-100m bench-online: setup
 	@command -v redis-server >/dev/null || { echo "One of the rivals is Redis: apt-get install redis-server"; exit 1; }
 	$(BIN)/python -m tests.benchmarks.$(subst -,_,$(@:bench-%=%))
+
+chaos soak: setup
+	$(BIN)/python -m tests.benchmarks.$@
+
+fuzz: setup
+	for target in lookup rank gate shards manifest; do \
+	  $(BIN)/python -m tests.online.fuzz $$target -max_total_time=60 || exit 1; done
 
 clean:
 	rm -rf var reports

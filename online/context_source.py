@@ -3,15 +3,23 @@
 import sqlite3
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from online.combine import Combined
 from pipelines.contracts.context import ContextFeature
 from pipelines.contracts.errors import NotPrepared
 
-__all__ = ["ContextSource", "FeastContext"]
+if TYPE_CHECKING:
+    from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesResponse
+
+__all__ = ["CombinedContext", "ContextSource", "FeastContext"]
+
+_PRESENT = 1  # Feast's FieldStatus.PRESENT, part of its wire format; importing Feast takes seconds
+_Asked = tuple[tuple[ContextFeature, ...], np.ndarray, np.ndarray]  # features, users and items of one request
 
 
 class ContextSource(ABC):
@@ -63,5 +71,57 @@ class FeastContext(ContextSource):
                 features=[feature.reference for feature in features],
                 entity_rows={"user": users.tolist(), "item": items.tolist()},
                 full_feature_names=True,
-            ).to_dict()
-        return {feature.key: np.array(answer[feature.key], np.float64) for feature in features}
+            ).proto
+        vectors = dict(zip(answer.metadata.feature_names.val, answer.results, strict=True))
+        numbers = _numbers([vectors[feature.key] for feature in features])
+        return {feature.key: column for feature, column in zip(features, numbers, strict=True)}
+
+
+class CombinedContext(ContextSource):
+    """Another source, asked for the pairs of several requests at once: most of a small Feast call is the call.
+
+    Args:
+        max_pairs: most pairs in one call; beyond a few hundred, a call's time is that of its pairs.
+        observe: told the number of requests in each call.
+    """
+
+    def __init__(
+        self, source: ContextSource, *, max_pairs: int = 256, observe: Callable[[int], None] = lambda _: None
+    ) -> None:
+        self._source = source
+        self._combined = Combined(
+            self._read, max_size=max_pairs, size=lambda asked: len(asked[1]), observe=observe
+        )
+
+    def columns(
+        self, features: Sequence[ContextFeature], *, users: np.ndarray, items: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        return self._combined.submit((tuple(features), users, items))
+
+    def _read(self, asked: list[_Asked]) -> list[dict[str, np.ndarray]]:
+        if len(asked) == 1:
+            features, users, items = asked[0]
+            return [self._source.columns(features, users=users, items=items)]
+        # Requests that pinned other models may want other features: every column is read for all of them.
+        columns = self._source.columns(
+            list(dict.fromkeys(feature for features, _, _ in asked for feature in features)),
+            users=np.concatenate([users for _, users, _ in asked]),
+            items=np.concatenate([items for _, _, items in asked]),
+        )
+        ends = np.cumsum([len(users) for _, users, _ in asked]).tolist()
+        return [
+            {feature.key: columns[feature.key][end - len(users) : end] for feature in features}
+            for (features, users, _), end in zip(asked, ends, strict=True)
+        ]
+
+
+def _numbers(vectors: "Sequence[GetOnlineFeaturesResponse.FeatureVector]") -> np.ndarray:
+    """float64 (F, B) of the answers to F features, NaN where there is none; several times as fast as `to_dict`."""
+    numbers = np.array([[value.double_val for value in vector.values] for vector in vectors], np.float64)
+    absent = np.array([list(vector.statuses) for vector in vectors]) != _PRESENT
+    for feature, row in np.argwhere((numbers == 0) & ~absent).tolist():  # what nothing, or another type, reads as, too
+        value = vectors[feature].values[row]
+        kind = value.WhichOneof("val")
+        numbers[feature, row] = np.nan if kind in (None, "null_val") else getattr(value, kind)
+    numbers[absent] = np.nan
+    return numbers

@@ -35,6 +35,11 @@ class HostState:
     canary: int = 0
     canary_share: float = 0.0
 
+    @classmethod
+    def from_dict(cls, raw: dict) -> "HostState":
+        """What `asdict` and JSON made of one."""
+        return cls(**{**raw, "loaded": tuple(raw["loaded"]), "draining": tuple(raw["draining"])})
+
 
 class HostMemory:
     """The state file of a host that has a name.
@@ -55,8 +60,7 @@ class HostMemory:
         if not self.path.is_file():
             return None
         try:
-            raw = json.loads(self.path.read_text())
-            return HostState(**{**raw, "loaded": tuple(raw["loaded"]), "draining": tuple(raw["draining"])})
+            return HostState.from_dict(json.loads(self.path.read_text()))
         except (ValueError, KeyError, TypeError) as error:
             raise IntegrityError(
                 f"{self.path} cannot be read", expected="what the host held", got=repr(error),

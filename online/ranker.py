@@ -1,97 +1,30 @@
-"""The ranker: upper models of several versions, each request scored by the model of the version its rows name."""
+"""The ranker: each request is scored by the upper model of exactly the version that its rows name."""
 
-import logging
 import math
-import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import grpc
 import numpy as np
 
-from online.client import LookupClient, PendingLookup
+from online import metrics
+from online.admission import Admission
+from online.combine import Combined
 from online.context_source import ContextSource
 from online.cpu_tier import packed_ids
 from online.proto import admin_pb2, admin_pb2_grpc, rank_pb2, rank_pb2_grpc
 from online.refusal import Code, Refusal, refusals_to_status
-from online.row_source import VersionRows
-from online.scorer import Scorer
+from online.request_log import ServedRequest
+from online.row_source import PendingRows, RowSource, VersionRows
+from online.runnable import Pinned, RunnableModels
+from online.scorer import Scored, Scorer, ToScore
+from pipelines.contracts.context import ContextFeature
 
 __all__ = ["RankService", "RankerAdminService", "RunnableModels"]
 
-logger = logging.getLogger(__name__)
-
-Pinned = Mapping[int, Scorer]
-
-
-class RunnableModels:
-    """Upper models by version. A request pins them all by one reference; loading and unloading replace the mapping.
-
-    Args:
-        load_scorer: version number -> its scorer, verified and warm; raises what makes the version unfit.
-        pin: version number -> what holds it from before it is loaded until it is unloaded.
-    """
-
-    def __init__(
-        self, load_scorer: Callable[[int], Scorer], *, pin: Callable[[int], AbstractContextManager] = nullcontext
-    ) -> None:
-        self._load, self._pin = load_scorer, pin
-        self._models: Pinned = MappingProxyType({})
-        self._pins: dict[int, ExitStack] = {}
-        self._answered: dict[int, int] = {}
-        self._changing = threading.Lock()
-
-    def pin(self) -> Pinned:
-        """The models that can run now; they stay usable for whoever holds the mapping."""
-        return self._models
-
-    def load(self, version: int) -> None:
-        with self._changing:
-            if version not in self._models:
-                with ExitStack() as pin:
-                    pin.enter_context(self._pin(version))
-                    self._models = MappingProxyType({**self._models, version: self._load(version)})
-                    self._pins[version] = pin.pop_all()
-                logger.info("upper model of version %d loaded", version)
-
-    def unload(self, version: int) -> None:
-        """Forget a version; refused for the last one."""
-        with self._changing:
-            if version not in self._models:
-                return
-            if len(self._models) == 1:
-                raise Refusal(
-                    Code.LAST_VERSION, f"version {version} cannot be unloaded", expected="another upper model here",
-                    got="it is the only one", remedy="Load another version first, or stop the process.",
-                )
-            self._models = MappingProxyType({v: scorer for v, scorer in self._models.items() if v != version})
-            self._pins.pop(version).close()
-            logger.info("upper model of version %d unloaded", version)
-
-    def close(self) -> None:
-        """Let go of every pin; only for a process that ends."""
-        for pin in self._pins.values():
-            pin.close()
-
-    def count_answer(self, version: int) -> None:
-        with self._changing:
-            self._answered[version] = self._answered.get(version, 0) + 1
-
-    def status(self) -> admin_pb2.RankerStatus:
-        models = self.pin()
-        return admin_pb2.RankerStatus(
-            models=[
-                admin_pb2.LoadedModel(
-                    version=version, manifest_sha256=scorer.manifest_sha256, device=scorer.device,
-                    answered=self._answered.get(version, 0),
-                )
-                for version, scorer in sorted(models.items())
-            ]
-        )
+MAX_COMBINED_CANDIDATES = 256  # in one forward pass: beyond that, its time is that of the candidates
 
 
 class RankService(rank_pb2_grpc.RankServicer):
@@ -101,80 +34,127 @@ class RankService(rank_pb2_grpc.RankServicer):
     pin models ── lookup leaves ──────────── rows + version ──┐
                 └─ context features from Feast ───────────────┴─ model of that version ── scores
     ```
+
+    Requests that meet in the model are scored in one forward pass for each version.
+
+    Args:
+        max_candidates: most candidates in one request.
+        timeout_s: how long to wait for rows; a request's own deadline, if nearer.
+        admission: how many requests are worked on at a time; by default all that the server has threads for.
     """
 
     def __init__(
-        self, models: RunnableModels, lookup: LookupClient, context: ContextSource, *, max_candidates: int = 4096,
-        timeout_s: float = 2.0,
+        self, models: RunnableModels, rows: RowSource, context: ContextSource, *, max_candidates: int = 4096,
+        timeout_s: float = 2.0, admission: Admission | None = None,
     ) -> None:
-        self._models, self._lookup, self._context = models, lookup, context
+        self._models, self._rows, self._context = models, rows, context
         self._max_candidates, self._timeout_s = max_candidates, timeout_s
+        self._admission = admission or Admission(slots=1024, queue=0)
+        self._plan = _Plan.of(models.pin())
+        self._scoring: Combined[tuple[Scorer, ToScore], Scored] = Combined(
+            _score, max_size=MAX_COMBINED_CANDIDATES, size=lambda asked: asked[1].candidates,
+            observe=lambda requests: metrics.observe_batch("score", requests),
+        )
 
     def Rank(self, request: rank_pb2.RankRequest, context: grpc.ServicerContext) -> rank_pb2.RankResponse:
+        arrived = time.perf_counter()
         request_id = request.request_id or uuid.uuid4().hex
-        with refusals_to_status(context, request_id):
-            return self._rank(request, request_id, context.time_remaining())
+        with refusals_to_status(context, request_id), ServedRequest("rank", request_id) as served:
+            return self._rank(request, served, context.time_remaining(), arrived)
 
-    def _rank(self, request: rank_pb2.RankRequest, request_id: str, remaining_s: float | None) -> rank_pb2.RankResponse:
+    def warm_up(self) -> None:
+        """Answer one request, which is not counted, so that no caller waits for connections; raises its refusal."""
+        now = time.perf_counter()
+        nobody = np.array([-1], np.int64)
+        self._answer(_Question("warm-up", -1, nobody, time.time(), time.monotonic() + self._timeout_s, now, 0.0))
+
+    def _rank(
+        self, request: rank_pb2.RankRequest, served: ServedRequest, remaining_s: float | None, arrived: float
+    ) -> rank_pb2.RankResponse:
         candidates = self._candidates(request)
         now_seconds = _moment(request.now_seconds)
-        timeout_s = self._timeout_s if remaining_s is None else min(self._timeout_s, remaining_s)
-        question = _Question(request_id, request.user, candidates, now_seconds, time.monotonic() + timeout_s)
-        pinned = self._models.pin()
-        try:
-            return self._answer(question, pinned)
-        except Refusal as refusal:
-            if refusal.code is not Code.VERSION_NOT_AVAILABLE or self._models.pin() is pinned:
+        deadline = math.inf if remaining_s is None else time.monotonic() + remaining_s
+        with self._admission.admit(remaining_s) as waited_s:
+            metrics.set_queue("rank", self._admission.in_flight, self._admission.waiting)
+            until = min(deadline, time.monotonic() + self._timeout_s)
+            question = _Question(served.request_id, request.user, candidates, now_seconds, until, arrived, waited_s)
+            try:
+                answer = self._answer(question)
+            except Exception:
+                self._models.count_failure(question.version)
                 raise
-            # A rollout loaded the version that answers now after this request had pinned its models.
-            return self._answer(question, self._models.pin())
+            finally:
+                served.version = question.version
+        self._models.count_answer(answer.version, answer.timing.total_ms)
+        _count(answer)
+        return answer
 
-    def _answer(self, question: "_Question", pinned: Pinned) -> rank_pb2.RankResponse:
+    def _answer(self, question: "_Question") -> rank_pb2.RankResponse:
+        """Answer with the models that are loaded now, and again with those loaded then if no rows were to be had.
+
+        A rollout may have loaded the version that answers now after this request had pinned its models, even several
+        times over while the request waited for a host that was away. Every turn needs such a change, so they end.
+        """
+        while True:
+            pinned = self._models.pin()
+            try:
+                return self._answer_from(self._plan_of(pinned), question)
+            except Refusal as refusal:
+                changed = self._models.pin() is not pinned
+                in_time = time.monotonic() < question.deadline
+                if refusal.code is not Code.VERSION_NOT_AVAILABLE or not changed or not in_time:
+                    raise
+
+    def _answer_from(self, plan: "_Plan", question: "_Question") -> rank_pb2.RankResponse:
         started = time.perf_counter()
         count = len(question.candidates)
-        groups = _by_tables(pinned)
-        pending = self._start(groups[0], question)
-        features = list(dict.fromkeys(feature for scorer in pinned.values() for feature in scorer.context))
+        pending = self._start(plan.groups[0], question)
         columns = self._context.columns(
-            features, users=np.full(count, question.user, np.int64), items=question.candidates
+            plan.features, users=np.full(count, question.user, np.int64), items=question.candidates
         )
         context_at = time.perf_counter()
-        rows = self._finish(pending, groups[1:], question)
+        rows = self._finish(pending, plan.groups[1:], question)
         rows_at = time.perf_counter()
-        scorer = _model_of(rows, pinned)
-        scores, dequantize_ms, model_ms = scorer.score(
-            rows, columns, candidates=count, now_seconds=question.now_seconds
-        )
-        self._models.count_answer(scorer.version)
+        question.version = rows.version
+        scorer = _model_of(rows, plan.pinned)
+        scored = self._scoring.submit((scorer, ToScore(rows, columns, count, question.now_seconds)))
+        scored_at = time.perf_counter()
         return rank_pb2.RankResponse(
             version=scorer.version,
             manifest_sha256=scorer.manifest_sha256,
             tasks=scorer.tasks,
-            scores=scores.astype("<f4").tobytes(),
+            scores=scored.scores.astype("<f4").tobytes(),
             found=[
-                rank_pb2.TableFound(table=name, ids=len(found), found=int(found.sum()))
+                rank_pb2.TableFound(table=name, ids=len(found), found=np.count_nonzero(found))
                 for name, found in rows.found.items()
             ],
             timing=rank_pb2.Timing(
                 lookup_ms=((pending.finished_at or rows_at) - started) * 1e3,
                 context_ms=(context_at - started) * 1e3,
                 wait_ms=(rows_at - context_at) * 1e3,
-                dequantize_ms=dequantize_ms,
-                model_ms=model_ms,
-                total_ms=(time.perf_counter() - started) * 1e3,
+                dequantize_ms=scored.dequantize_ms,
+                model_ms=(scored_at - rows_at) * 1e3 - scored.dequantize_ms,
+                total_ms=(scored_at - question.arrived) * 1e3,
+                queue_ms=question.waited_s * 1e3,
             ),
         )
 
-    def _start(self, scorers: list[Scorer], question: "_Question") -> PendingLookup:
+    def _plan_of(self, pinned: Pinned) -> "_Plan":
+        plan = self._plan
+        if plan.pinned is not pinned:
+            plan = self._plan = _Plan.of(pinned)
+        return plan
+
+    def _start(self, scorers: list[Scorer], question: "_Question") -> PendingRows:
         ids = {"user": np.array([question.user], np.int64), "item": question.candidates}
-        return self._lookup.start(
+        return self._rows.start(
             [scorer.version for scorer in scorers],
             {name: ids[spec.entity] for name, spec in scorers[0].tables.items()},
             request_id=question.request_id,
             timeout_s=max(question.deadline - time.monotonic(), 0.001),
         )
 
-    def _finish(self, pending: PendingLookup, others: list[list[Scorer]], question: "_Question") -> VersionRows:
+    def _finish(self, pending: PendingRows, others: list[list[Scorer]], question: "_Question") -> VersionRows:
         """The rows; versions with other tables are asked for only when no version of the first group answers."""
         try:
             return pending.result()
@@ -197,27 +177,71 @@ class RankService(rank_pb2_grpc.RankServicer):
         return candidates
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Question:
     request_id: str
     user: int
     candidates: np.ndarray  # int64 (C,)
     now_seconds: float
     deadline: float  # of time.monotonic()
+    arrived: float  # of time.perf_counter()
+    waited_s: float
+    version: int = 0  # that its rows named, once they came
 
 
-def _by_tables(pinned: Pinned) -> list[list[Scorer]]:
-    """Scorers that read the same tables together, since a lookup names one set of tables; the newest version first."""
-    groups: dict[frozenset[str], list[Scorer]] = {}
-    for _, scorer in sorted(pinned.items(), reverse=True):
-        groups.setdefault(frozenset(scorer.tables), []).append(scorer)
-    return list(groups.values())
+@dataclass(frozen=True)
+class _Plan:
+    """What to ask for on behalf of a set of pinned models: worked out when the set changes, not at each request.
+
+    Attributes:
+        groups: scorers that read the same tables together, since a lookup names one set of tables; newest first.
+        features: context of any of them.
+    """
+
+    pinned: Pinned
+    groups: list[list[Scorer]]
+    features: tuple[ContextFeature, ...]
+
+    @classmethod
+    def of(cls, pinned: Pinned) -> "_Plan":
+        groups: dict[frozenset[str], list[Scorer]] = {}
+        for _, scorer in sorted(pinned.items(), reverse=True):
+            groups.setdefault(frozenset(scorer.tables), []).append(scorer)
+        features = dict.fromkeys(feature for scorer in pinned.values() for feature in scorer.context)
+        return cls(pinned, list(groups.values()), tuple(features))
+
+
+def _score(asked: list[tuple[Scorer, ToScore]]) -> list[Scored]:
+    """Each request by its own version's model: one forward pass for all requests of a version."""
+    by_scorer: dict[int, list[int]] = {}
+    for position, (scorer, _) in enumerate(asked):
+        by_scorer.setdefault(id(scorer), []).append(position)
+    scored: dict[int, Scored] = {}
+    for positions in by_scorer.values():
+        scorer = asked[positions[0]][0]
+        answers = scorer.score([asked[position][1] for position in positions])
+        scored.update(zip(positions, answers, strict=True))
+    return [scored[position] for position in range(len(asked))]
+
+
+def _count(answer: rank_pb2.RankResponse) -> None:
+    metrics.count_answer("ranker", answer.version)
+    for entry in answer.found:
+        metrics.count_rows(entry.table, entry.ids, entry.found)
+    timing = answer.timing
+    for stage, stage_ms in (
+        ("queue", timing.queue_ms), ("lookup", timing.lookup_ms), ("context", timing.context_ms),
+        ("wait", timing.wait_ms), ("dequantize", timing.dequantize_ms), ("model", timing.model_ms),
+        ("total", timing.total_ms),
+    ):
+        metrics.observe_stage(stage, stage_ms / 1e3)
 
 
 def _model_of(rows: VersionRows, pinned: Pinned) -> Scorer:
     """The pinned model of exactly the version that the rows name, by number and by manifest; else a refusal."""
     scorer = pinned.get(rows.version)
     if scorer is None or scorer.manifest_sha256 != rows.manifest_sha256:
+        metrics.count_mismatch()
         raise Refusal(
             Code.VERSION_MISMATCH, "rows of another version than the model's",
             expected=f"one of {[(v, s.manifest_sha256[:12]) for v, s in pinned.items()]}",

@@ -4,6 +4,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from online.shards import Shard
 from pipelines.contracts.errors import IntegrityError, VersionNotFound
 from pipelines.contracts.manifest import Manifest
 from pipelines.contracts.row_store import RowReader, row_store
@@ -35,7 +36,8 @@ class VersionReader:
 
     @classmethod
     def open(
-        cls, workspace: Workspace, version: int, *, verify: bool = True, rows: str | None = None
+        cls, workspace: Workspace, version: int, *, verify: bool = True, rows: str | None = None,
+        shard: Shard | None = None,
     ) -> "VersionReader":
         """Open every table of a version.
 
@@ -43,6 +45,7 @@ class VersionReader:
             verify: hash segments before they are served; in Redis, compare the checksum of every value that is read.
             rows: `segments`, or the URL of the Redis server or cluster that the rows were materialized to; by default
                 what `feature_store.yaml` says.
+            shard: the ids it will be asked for; of segments only their rows are entered into this process's memory.
 
         Raises:
             VersionNotFound: the version is not published, or one of its tables is not materialized.
@@ -50,9 +53,10 @@ class VersionReader:
             Unavailable: the Redis server does not answer.
         """
         manifest, store = workspace.versions.manifest(version), row_store(rows, workspace)
+        part = (shard.index, shard.count) if shard else None
         tables = {}
         for spec in manifest.tables:
-            table = store.open(version, spec.name, verify=verify)
+            table = store.open(version, spec.name, verify=verify, part=part)
             if table.manifest_sha256 != manifest.sha256 or table.spec != spec:
                 raise IntegrityError(
                     store.describe(version, spec.name), expected=f"manifest {manifest.sha256}",

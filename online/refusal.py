@@ -7,9 +7,10 @@ from enum import Enum
 
 import grpc
 
+from online.printable import printable, shortened
 from pipelines.contracts.errors import FacetError, IntegrityError, NotPrepared, Unavailable, VersionNotFound
 
-__all__ = ["Code", "Refusal", "refusal_from", "refusals_to_status"]
+__all__ = ["Code", "Refusal", "as_refusal", "refusal_from", "refusals_to_status"]
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +24,7 @@ class Code(Enum):
     TABLE_UNKNOWN = grpc.StatusCode.NOT_FOUND
     NO_ACCEPTED_VERSIONS = grpc.StatusCode.INVALID_ARGUMENT
     NO_TABLES = grpc.StatusCode.INVALID_ARGUMENT
+    MALFORMED_REQUEST = grpc.StatusCode.INVALID_ARGUMENT
     MALFORMED_IDS = grpc.StatusCode.INVALID_ARGUMENT
     BATCH_TOO_LARGE = grpc.StatusCode.INVALID_ARGUMENT
     INVALID_TIME = grpc.StatusCode.INVALID_ARGUMENT
@@ -73,11 +75,11 @@ def refusals_to_status(context: grpc.ServicerContext, request_id: str = "") -> I
     try:
         yield
     except FacetError as error:
-        refusal = _as_refusal(error)
+        refusal = as_refusal(error)
     except Exception:
-        logger.exception("request %r failed", request_id)
+        logger.exception("request %s failed", printable(request_id))
         refusal = Refusal(
-            Code.INTERNAL, f"request {request_id!r}", expected="an answer", got="a defect of the server",
+            Code.INTERNAL, f"request {printable(request_id)}", expected="an answer", got="a defect of the server",
             remedy="The server's log has the details under this request id.",
         )
     else:
@@ -85,10 +87,11 @@ def refusals_to_status(context: grpc.ServicerContext, request_id: str = "") -> I
     context.set_trailing_metadata(
         ((CODE_KEY, refusal.code.name), (VERSIONS_KEY, ",".join(map(str, refusal.versions))))
     )
-    context.abort(refusal.status, str(refusal))
+    context.abort(refusal.status, shortened(str(refusal)))
 
 
-def _as_refusal(error: FacetError) -> Refusal:
+def as_refusal(error: FacetError) -> Refusal:
+    """What a client is told of an error."""
     if isinstance(error, Refusal):
         return error
     code = Code.INTERNAL
@@ -108,10 +111,12 @@ def refusal_from(error: grpc.RpcError, target: str) -> Refusal:
     name = metadata.get(CODE_KEY)
     if name in Code.__members__:
         code = Code[name]
-    elif status is grpc.StatusCode.UNAVAILABLE:
+    elif status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):  # by a server that stops
         code = Code.LOOKUP_UNAVAILABLE
     elif status is grpc.StatusCode.DEADLINE_EXCEEDED:
         code = Code.DEADLINE
+    elif status is grpc.StatusCode.RESOURCE_EXHAUSTED:  # gRPC's own limits, which say no more than this
+        code = Code.BATCH_TOO_LARGE if "larger than max" in (error.details() or "") else Code.OVERLOADED
     else:
         code = Code.INTERNAL
     versions = tuple(int(text) for text in str(metadata.get(VERSIONS_KEY, "")).split(",") if text)

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import fbgemm_gpu  # noqa: F401  registers the dequantization operators
@@ -17,7 +18,7 @@ from pipelines.contracts.spec import TableSpec
 from pipelines.contracts.upper_model import UpperModel, load_upper_model
 from pipelines.contracts.workspace import Workspace
 
-__all__ = ["Scorer", "best_device", "dequantize"]
+__all__ = ["Scored", "Scorer", "ToScore", "best_device", "dequantize"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +39,7 @@ def dequantize(packed: np.ndarray, spec: TableSpec, *, device: str) -> Tensor:
     Returns:
         float32 (B, D).
     """
-    rows = torch.from_numpy(packed if packed.flags.writeable else packed.copy()).to(device)
-    values = _DEQUANTIZE[spec.quantization](rows)
+    values = _DEQUANTIZE[spec.quantization](_on_device(packed, device))
     return values if values.shape[1] == spec.dim else values[:, : spec.dim]
 
 
@@ -48,6 +48,44 @@ _DEQUANTIZE = {
     "int8": lambda rows: torch.ops.fbgemm.Fused8BitRowwiseQuantizedToFloat(rows),
     "fp16": lambda rows: rows.view(torch.float16).float(),
 }
+
+
+def _on_device(array: np.ndarray, device: str) -> Tensor:
+    """The array on the device. To a GPU it travels from pinned memory without anybody waiting for it."""
+    # PyTorch knows no read-only tensors, and the bytes of a message are read-only: those few kilobytes are copied.
+    tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+    return tensor if device == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class ToScore:
+    """Candidates of one user, with all that a model needs.
+
+    Attributes:
+        rows: user tables with one row, item tables with C rows.
+        columns: context, `ContextFeature.key` -> float64 (C,).
+        candidates: C.
+        now_seconds: moment of the request, seconds since 1970.
+    """
+
+    rows: VersionRows
+    columns: Mapping[str, np.ndarray]
+    candidates: int
+    now_seconds: float
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Probabilities of one request's candidates.
+
+    Attributes:
+        scores: float32 (C, T).
+        dequantize_ms, model_ms: what the forward pass took that it was part of.
+    """
+
+    scores: np.ndarray
+    dequantize_ms: float
+    model_ms: float
 
 
 @dataclass(frozen=True)
@@ -91,40 +129,55 @@ class Scorer:
     def tasks(self) -> tuple[str, ...]:
         return self.model.config.tasks
 
-    def score(
-        self, rows: VersionRows, columns: dict[str, np.ndarray], *, candidates: int, now_seconds: float
-    ) -> tuple[np.ndarray, float, float]:
-        """Probabilities of candidates for one user.
+    def score(self, requests: Sequence[ToScore]) -> list[Scored]:
+        """Probabilities of several requests' candidates, in one forward pass; the rows are all of this version.
 
-        Args:
-            rows: user tables with one row, item tables with C rows.
-            columns: context, `ContextFeature.key` -> float64 (C,).
-            candidates: C.
-            now_seconds: moment of the request, seconds since 1970.
-
-        Returns:
-            float32 (C, T), and the milliseconds that dequantizing and the model took.
+        Rows of a user are dequantized once and repeated for the candidates. A row's score depends on the other rows of
+        the pass by rounding only, since nothing in the model mixes rows: `online.verify.TOLERANCE` covers it.
         """
         started = time.perf_counter()
+        counts = [request.candidates for request in requests]
         with torch.inference_mode():
-            inputs = {
-                name: dequantize(rows.rows[name], spec, device=self.device).expand(candidates, -1)
-                for name, spec in self.tables.items()
-            }
+            inputs = {name: self._values(spec, requests, counts) for name, spec in self.tables.items()}
             dequantized = time.perf_counter()
-            context = context_matrix(self.context, columns, np.full(candidates, now_seconds))
-            logits = self.model(inputs, torch.from_numpy(context).to(self.device))
+            columns = {
+                feature.key: _joined([request.columns[feature.key] for request in requests]) for feature in self.context
+            }
+            now = np.repeat([request.now_seconds for request in requests], counts)
+            logits = self.model(inputs, _on_device(context_matrix(self.context, columns, now), self.device))
             scores = torch.sigmoid(logits).cpu().numpy()
-        return scores, (dequantized - started) * 1e3, (time.perf_counter() - dequantized) * 1e3
+        dequantize_ms = (dequantized - started) * 1e3
+        model_ms = (time.perf_counter() - dequantized) * 1e3
+        ends = np.cumsum(counts).tolist()
+        return [
+            Scored(scores[end - count : end], dequantize_ms, model_ms) for count, end in zip(counts, ends, strict=True)
+        ]
+
+    def _values(self, spec: TableSpec, requests: Sequence[ToScore], counts: list[int]) -> Tensor:
+        """float32 (sum of C, D): the dequantized rows of a table, one for each candidate of each request."""
+        values = dequantize(_joined([request.rows.rows[spec.name] for request in requests]), spec, device=self.device)
+        if spec.entity == "item":
+            return values
+        if len(counts) == 1:
+            return values.expand(counts[0], -1)
+        repeats = torch.tensor(counts, device=self.device)
+        return torch.repeat_interleave(values, repeats, dim=0, output_size=sum(counts))
 
     def _warm_up(self) -> None:
-        for count in (1, 16):
-            rows = {
-                name: np.tile(np.frombuffer(spec.default_row_bytes, np.uint8), (repeats, 1))
-                for name, spec in self.tables.items()
-                for repeats in [1 if spec.entity == "user" else count]
-            }
-            found = {name: np.zeros(len(packed), bool) for name, packed in rows.items()}
-            columns = {feature.key: np.full(count, np.nan) for feature in self.context}
-            answer = VersionRows(self.version, self.manifest_sha256, rows, found)
-            self.score(answer, columns, candidates=count, now_seconds=0.0)
+        """Run once alone and once combined, at several sizes: kernels are chosen, memory is taken, by size."""
+        for counts in ((1,), (4,), (16, 4), (500,)):
+            self.score([self._default_request(count) for count in counts])
+
+    def _default_request(self, count: int) -> ToScore:
+        rows = {
+            name: np.tile(np.frombuffer(spec.default_row_bytes, np.uint8), (repeats, 1))
+            for name, spec in self.tables.items()
+            for repeats in [1 if spec.entity == "user" else count]
+        }
+        found = {name: np.zeros(len(packed), bool) for name, packed in rows.items()}
+        columns = {feature.key: np.full(count, np.nan) for feature in self.context}
+        return ToScore(VersionRows(self.version, self.manifest_sha256, rows, found), columns, count, 0.0)
+
+
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

@@ -12,59 +12,81 @@ from dataclasses import dataclass, field
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
 
+from online.arrival import Arrivals
+from online.gate import Gate, GuardedServer
+from online.limits import Limits
+from online.roles import ROLES
+from online.security import ServerSecurity
 from pipelines.contracts.errors import InvalidConfig
 
-__all__ = ["CHANNEL_OPTIONS", "Endpoint", "serve_until_stopped"]
+__all__ = ["Endpoint", "serve_until_stopped"]
 
 logger = logging.getLogger(__name__)
 
-MAX_MESSAGE_BYTES = 64 << 20
 STOP_GRACE_S = 5.0
-
-_LIMITS = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.max_send_message_length", MAX_MESSAGE_BYTES)]
-CHANNEL_OPTIONS = [
-    *_LIMITS,
-    # A host that was restarted is found again within a second, not after gRPC's growing pauses of up to two minutes.
-    ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-]
 
 
 @dataclass
 class Endpoint:
     """One listening port with its own threads. The port is taken at once; nothing is answered before `start`.
 
+    Register services with `server`: every call of theirs passes `online.gate` first. Health is open to everybody, and
+    so is reflection where no roles are asked for.
+
     Args:
+        name: also the role that callers need if `security` has roles, unless `role` names another.
         port: 0 picks a free one; `port` then names it.
+        security: TLS and roles; None: plaintext, open to everybody who reaches the port.
+        limits: see `online.limits`; narrow them by `for_ids`.
+        reuse_port: lets several processes of one host listen on the same port, which divides connections among them.
 
     Raises:
-        InvalidConfig: the port is in use or not allowed.
+        InvalidConfig: the port is in use or not allowed, or there is no such role.
     """
 
     name: str
     host: str
     port: int
     threads: int
-    server: grpc.Server = field(init=False)
+    security: ServerSecurity | None = None
+    role: str = ""
+    limits: Limits = field(default_factory=Limits)
+    reuse_port: bool = False
+    server: GuardedServer = field(init=False)
     checks: health.HealthServicer = field(init=False)
 
     def __post_init__(self) -> None:
-        self.server = grpc.server(
+        self._inner = grpc.server(
             ThreadPoolExecutor(self.threads, thread_name_prefix=self.name),
-            # Without this a second server would silently share the port and take half of its requests.
-            options=[*_LIMITS, ("grpc.so_reuseport", 0)],
+            # Without so_reuseport=0 a second server would silently share the port and take half of its requests.
+            options=[*self.limits.options(), ("grpc.so_reuseport", int(self.reuse_port))],
         )
+        self.server = GuardedServer(self._inner, self._gate(), Arrivals(self.limits.message_s))
         self.checks = health.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self.checks, self.server)
+        health_pb2_grpc.add_HealthServicer_to_server(self.checks, self._inner)
         self.checks.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        address = f"[{self.host}]:{self.port}" if ":" in self.host.strip("[]") else f"{self.host}:{self.port}"
         try:
-            self.port = self.server.add_insecure_port(f"{self.host}:{self.port}")
+            if self.security and self.security.encrypted:
+                self.port = self._inner.add_secure_port(address, self.security.credentials())
+            else:
+                self.port = self._inner.add_insecure_port(address)
         except RuntimeError as error:
             raise self._refused(str(error)) from error
         if self.port == 0:
             raise self._refused("no port")
+
+    def _gate(self) -> Gate | None:
+        if not (self.security and self.security.roles):
+            return None
+        role = self.role or self.name
+        if role not in ROLES:
+            raise InvalidConfig(
+                f"role of {self.name}", expected=f"one of {list(ROLES)}", got=repr(role), remedy="Name one by `role`."
+            )
+        return Gate(self.security, role)
 
     def _refused(self, reason: str) -> InvalidConfig:
         return InvalidConfig(
@@ -73,13 +95,17 @@ class Endpoint:
         )
 
     def start(self) -> None:
-        self.server.start()
-        self.checks.set("", health_pb2.HealthCheckResponse.SERVING)
+        if self.security is None or self.security.reflection or not self.security.roles:
+            names = [*self.server.services, health.SERVICE_NAME, reflection.SERVICE_NAME]
+            reflection.enable_server_reflection(names, self._inner)
+        self._inner.start()
+        for service in ("", *self.server.services):
+            self.checks.set(service, health_pb2.HealthCheckResponse.SERVING)
 
     def stop(self) -> threading.Event:
         """Refuse what is new, let what is under way finish within the grace; the event is set at the end."""
         self.checks.enter_graceful_shutdown()
-        return self.server.stop(STOP_GRACE_S)
+        return self._inner.stop(STOP_GRACE_S)
 
 
 def serve_until_stopped(endpoints: list[Endpoint], ready: Callable[[], dict]) -> None:

@@ -101,7 +101,8 @@ class Verdict:
 
     Attributes:
         checked: requests recomputed; all of them.
-        mixed_version: requests whose scores are not those of the version they name, or whose manifest is not its.
+        wrong_scores: requests whose scores are not those of the version they name.
+        mixed_version: these, and requests that name a version by a number and a manifest that do not belong together.
         distinguishable: requests whose scores under some other seen version differ by more than the tolerance, so that
             a mix could not have gone unnoticed.
         max_difference: largest difference to the named version's score.
@@ -109,6 +110,7 @@ class Verdict:
     """
 
     checked: int
+    wrong_scores: int
     mixed_version: int
     distinguishable: int
     max_difference: float
@@ -140,10 +142,11 @@ def verify(workspace: Workspace, answers: Answers, context: ContextSource, *, to
             np.maximum.at(named_difference, requests_of[named], difference[named])
             np.maximum.at(other_difference, requests_of[~named], difference[~named])
     manifests = np.array([versions[number].sha256 for number in answers.version.tolist()], dtype=object)
-    wrong = (named_difference > tolerance) | (manifests != np.array(answers.manifest_sha256, dtype=object))
+    wrong = named_difference > tolerance
     return Verdict(
         checked=requests,
-        mixed_version=int(wrong.sum()),
+        wrong_scores=int(wrong.sum()),
+        mixed_version=int((wrong | (manifests != np.array(answers.manifest_sha256, dtype=object))).sum()),
         distinguishable=int((other_difference > tolerance).sum()),
         max_difference=float(named_difference.max(initial=0.0)),
         tolerance=tolerance,

@@ -18,7 +18,7 @@ __all__ = ["facet", "main", "run"]
 # In the order of the way through, which is also the order in which --help lists them.
 STAGES = (
     "demo", "ingest", "prepare", "pretrain", "finetune", "evaluate", "quantize", "publish", "versions", "audit",
-    "serve", "load", "rollout", "status", "retire", "gc",
+    "serve", "load", "rollout", "status", "token", "retire", "gc",
 )
 
 

@@ -15,15 +15,17 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.contracts.context import CONTEXT_FEATURES
+from pipelines.contracts.context import CONTEXT_FEATURES, ContextFeature
 from pipelines.contracts.manifest import Manifest
 from pipelines.contracts.rowcodec import codec
 from pipelines.contracts.spec import TableSpec
@@ -58,13 +60,16 @@ def entity_ids(entity: str, rows: int) -> np.ndarray:
     return np.unique(np.concatenate([small, large]).astype(np.int64))
 
 
-def float_rows(table: str, rows: int, *, seed: int) -> np.ndarray:
-    """The table before quantization: float32 (rows, DIMS[table])."""
-    return np.random.default_rng([seed, *table.encode()]).normal(size=(rows, DIMS[table])).astype(np.float32)
+def float_rows(table: str, rows: int, *, seed: int, dim: int | None = None) -> np.ndarray:
+    """The table before quantization: float32 (rows, dim), by default DIMS[table]."""
+    random = np.random.default_rng([seed, *table.encode()])
+    return random.normal(size=(rows, dim or DIMS[table])).astype(np.float32)
 
 
 def write_candidate(
-    directory: Path, *, seed: int = 0, rows: int = 200, as_of: datetime = AS_OF, quantization: str = "int4"
+    directory: Path, *, seed: int = 0, rows: int = 200, as_of: datetime = AS_OF, quantization: str = "int4",
+    dims: Mapping[str, int] = MappingProxyType(DIMS), cross_rank: int = 4, hidden: tuple[int, ...] = (16,),
+    context: tuple[ContextFeature, ...] = CONTEXT_FEATURES,
 ) -> Path:
     """Write a release candidate as `facet quantize` does; the same arguments give the same bytes."""
     import torch
@@ -73,15 +78,16 @@ def write_candidate(
 
     (directory / "tables").mkdir(parents=True)
     specs = []
-    for name, dim in DIMS.items():
+    for name, dim in dims.items():
         ids = entity_ids(name.partition(".")[0], rows)
-        packed = codec(quantization).encode(float_rows(name, len(ids), seed=seed))
-        default = codec(quantization).encode(float_rows(name, len(ids), seed=seed).mean(0, keepdims=True))
+        values = float_rows(name, len(ids), seed=seed, dim=dim)
+        packed = codec(quantization).encode(values)
+        default = codec(quantization).encode(values.mean(0, keepdims=True))
         specs.append(TableSpec(name, dim, len(ids), quantization, "vocabulary", default.tobytes().hex()))
         write_table(directory / Manifest.table_path(name), ids, packed, as_of)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = UpperModel(UpperConfig(DIMS, CONTEXT_FEATURES, TASKS, cross_rank=4, hidden=(16,)))
+        model = UpperModel(UpperConfig(dict(dims), context, TASKS, cross_rank=cross_rank, hidden=hidden))
     save_upper_model(model, directory / "upper")
     release = {
         "dataset": "synthetic",

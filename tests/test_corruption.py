@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from online.cpu_tier import HostedVersions
+from online.hosted import HostedVersions
 from online.reader import VersionReader
 from online.scorer import Scorer
 from pipelines.audit import audit

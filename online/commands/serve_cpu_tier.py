@@ -1,8 +1,12 @@
 """`facet serve cpu-tier`: rows, by version."""
 
+import sys
+
 import click
 
-from online.commands.serve_options import ADMIN_PORT, HOST, PORT, THREADS, VERSIONS, current_version, pins_of
+from online.commands.logging_options import logging_options
+from online.commands.security_options import server_limits, server_security
+from online.commands.serve_options import ADMIN_PORT, HOST, PORT, VERSIONS, current_version
 from pipelines.contracts.workspace import Workspace
 
 __all__ = ["cpu_tier"]
@@ -12,37 +16,68 @@ __all__ = ["cpu_tier"]
 @HOST
 @PORT
 @ADMIN_PORT
+@click.option(
+    "--metrics-port", type=click.IntRange(0, 65535), default=None,
+    help="Port of /metrics for Prometheus. 0: any free port; by default there is none.",
+)
 @VERSIONS
-@THREADS
+@click.option(
+    "--name", help="What this host is called, such as cpu-1. A host with a name comes back as what it was when it was "
+    "stopped or killed: --versions then counts only the first time.",
+)
+@click.option(
+    "--shard", default="0/1", show_default=True, metavar="I/N",
+    help="Answer only ids of part I of N; start N hosts, or N times as many replicas, with one I each.",
+)
+@click.option(
+    "--workers", type=click.IntRange(1, 64), default=1, show_default=True,
+    help="Processes that answer on the port, over the same pages: about one for every core that lookups may use.",
+)
+@click.option(
+    "--slots", type=click.IntRange(1, 256), default=4, show_default=True,
+    help="Requests that a worker answers at a time. More than a few pay only where rows come from Redis.",
+)
+@click.option(
+    "--queue", type=click.IntRange(0, 1024), default=32, show_default=True,
+    help="Requests that wait in a worker for their turn; any more are refused at once, OVERLOADED.",
+)
 @click.option("--max-ids", type=click.IntRange(1), default=65_536, show_default=True, help="Most ids in one request.")
 @click.option(
     "--rows", show_default="as feature_store.yaml says",
     help="Where the rows were materialized to: segments, or redis://HOST:PORT/DB, or unix://SOCKET.",
 )
+@click.option("--worker", "worker_socket", hidden=True, help="This process is a worker; its admin service's socket.")
+@logging_options
+@server_limits
+@server_security
 @click.pass_obj
 def cpu_tier(
-    workspace: Workspace, host: str, port: int, admin_port: int, versions: tuple[int, ...] | None, threads: int,
-    max_ids: int, rows: str | None,
+    workspace: Workspace, host: str, port: int, admin_port: int, metrics_port: int | None,
+    versions: tuple[int, ...] | None, name: str | None, shard: str, workers: int, slots: int, queue: int, max_ids: int,
+    rows: str | None, worker_socket: str | None, limits, security,
 ) -> None:
     """Serve rows of materialized versions, each request from one version.
 
     Every segment is hashed before it is served; of rows in Redis, every value when it is read. With several versions
     the first is preferred until `facet rollout` promotes another.
-    """
-    from online.cpu_tier import CpuTierAdminService, HostedVersions, LookupService
-    from online.proto import admin_pb2_grpc, lookup_pb2_grpc
-    from online.reader import VersionReader
-    from online.server import Endpoint, serve_until_stopped
 
-    endpoint, admin = Endpoint("lookup", host, port, threads), Endpoint("admin", host, admin_port, 2)
-    hosted = HostedVersions(
-        lambda version: VersionReader.open(workspace, version, rows=rows), pin=pins_of(workspace, "cpu-tier", endpoint)
+    \b
+      facet serve cpu-tier --port 7070 --admin-port 7071 --name cpu-1 --workers 4
+      facet serve cpu-tier --port 7070 --admin-port 7071 --name cpu-1 --shard 0/2     a table too large for one host
+    """
+    from online.cpu_host import CpuHost
+    from online.host_state import HostMemory
+    from online.shards import Shard
+
+    told = CpuHost(
+        workspace=workspace, host=host, port=port, admin_port=admin_port, metrics_port=metrics_port,
+        shard=Shard.parse(shard), slots=slots, queue=queue, max_ids=max_ids, rows=rows, limits=limits,
+        security=security, memory=HostMemory(workspace, name) if name and not worker_socket else None,
     )
-    wanted = versions or current_version(workspace)
-    for version in wanted:
-        hosted.load(version)
-    hosted.promote(wanted[0])
-    lookup_pb2_grpc.add_LookupServicer_to_server(LookupService(hosted, max_ids=max_ids), endpoint.server)
-    admin_pb2_grpc.add_CpuTierAdminServicer_to_server(CpuTierAdminService(hosted), admin.server)
-    serve_until_stopped([endpoint, admin], lambda: {"role": "cpu-tier", "versions": list(wanted)})
-    hosted.close()
+    if worker_socket:
+        told.serve_as_worker(worker_socket)
+    elif workers == 1:
+        told.serve(versions or current_version(workspace))
+    else:
+        again = [sys.executable, "-P", "-c", "from pipelines.cli import main; main()", *sys.argv[1:]]
+        told.serve_with_workers(versions or current_version(workspace), again, workers)

@@ -1,18 +1,11 @@
 """What the two `facet serve` commands have in common."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
-
 import click
 
 from pipelines.contracts.errors import VersionNotFound
 from pipelines.contracts.workspace import Workspace
 
-if TYPE_CHECKING:
-    from online.server import Endpoint
-
-__all__ = ["ADMIN_PORT", "HOST", "PORT", "THREADS", "VERSIONS", "current_version", "pins_of"]
+__all__ = ["ADMIN_PORT", "HOST", "PORT", "VERSIONS", "current_version"]
 
 
 class VersionList(click.ParamType):
@@ -41,12 +34,6 @@ ADMIN_PORT = click.option(
     "--admin-port", type=click.IntRange(0, 65535), default=0, show_default=True,
     help="Port of the admin service, which `facet rollout` speaks to. 0: any free port.",
 )
-THREADS = click.option("--threads", type=click.IntRange(1, 256), default=8, show_default=True, help="Request threads.")
-
-
-def pins_of(workspace: Workspace, role: str, endpoint: "Endpoint") -> Callable[[int], AbstractContextManager]:
-    address = f"{endpoint.host}:{endpoint.port}"
-    return lambda version: workspace.versions.pinned(version, role=role, address=address)
 
 
 def current_version(workspace: Workspace) -> tuple[int, ...]:

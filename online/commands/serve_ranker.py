@@ -2,22 +2,53 @@
 
 import click
 
-from online.commands.serve_options import ADMIN_PORT, HOST, PORT, THREADS, VERSIONS, current_version, pins_of
+from online.commands.logging_options import logging_options
+from online.commands.security_options import cpu_tier_security, server_limits, server_security
+from online.commands.serve_options import ADMIN_PORT, HOST, PORT, VERSIONS, current_version
 from pipelines.contracts.workspace import Workspace
 
 __all__ = ["ranker"]
+
+LOCAL = "local"
 
 
 @click.command()
 @HOST
 @PORT
 @ADMIN_PORT
+@click.option(
+    "--metrics-port", type=click.IntRange(0, 65535), default=None,
+    help="Port of /metrics for Prometheus. 0: any free port; by default there is none.",
+)
 @VERSIONS
-@THREADS
-@click.option("--cpu-tier", "cpu_tiers", required=True, multiple=True, metavar="HOST:PORT", help="Repeat for replicas.")
+@click.option(
+    "--name", help="What this ranker is called, such as ranker-1. A ranker with a name comes back with the models it "
+    "had when it was stopped or killed: --versions then counts only the first time.",
+)
+@click.option(
+    "--cpu-tier", "cpu_tiers", required=True, multiple=True, metavar="[I/N=]HOST:PORT|local",
+    help="Where rows come from. Repeat for replicas; I/N= says that a host has part I of N of the ids. `local`: from "
+    "segments on this machine, mapped into this process.",
+)
+@click.option(
+    "--lookup-connections", type=click.IntRange(1, 64), default=1, show_default=True,
+    help="Connections to each CPU host; with one, all of this ranker's lookups go to one of its workers.",
+)
+@click.option(
+    "--rows", show_default="as feature_store.yaml says",
+    help="For `--cpu-tier local`: where the rows were materialized to, as for `facet serve cpu-tier`.",
+)
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
     help="Where rows are dequantized and scored; auto is CUDA when there is one.",
+)
+@click.option(
+    "--slots", type=click.IntRange(1, 256), default=16, show_default=True,
+    help="Requests worked on at a time. Those that meet share a read of context and a pass of the model.",
+)
+@click.option(
+    "--queue", type=click.IntRange(0, 1024), default=64, show_default=True,
+    help="Requests that wait for their turn; any more are refused at once, OVERLOADED.",
 )
 @click.option(
     "--timeout", type=float, default=2.0, show_default=True, help="Seconds to wait for rows, retries included."
@@ -25,39 +56,43 @@ __all__ = ["ranker"]
 @click.option(
     "--max-candidates", type=click.IntRange(1), default=4096, show_default=True, help="Most candidates in one request."
 )
+@logging_options
+@server_limits
+@cpu_tier_security
+@server_security
 @click.pass_obj
 def ranker(
-    workspace: Workspace, host: str, port: int, admin_port: int, versions: tuple[int, ...] | None, threads: int,
-    cpu_tiers: tuple[str, ...], device: str, timeout: float, max_candidates: int,
+    workspace: Workspace, host: str, port: int, admin_port: int, metrics_port: int | None,
+    versions: tuple[int, ...] | None, name: str | None, cpu_tiers: tuple[str, ...], lookup_connections: int,
+    rows: str | None, device: str, slots: int, queue: int, timeout: float, max_candidates: int, limits, security,
+    client_security,
 ) -> None:
     """Score candidates with the upper model of exactly the version their rows come from.
 
-    Context features are read from the online store of the Feast repository beside the workspace.
+    Context features are read from the online store of the Feast repository beside the workspace. It says that it is
+    ready when its models are loaded and warm and a first request has been tried.
+
+    \b
+      facet serve ranker --port 7080 --admin-port 7081 --name ranker-1 --cpu-tier 127.0.0.1:7070
+      facet serve ranker … --cpu-tier 127.0.0.1:7070 --cpu-tier 127.0.0.1:7072           two replicas
+      facet serve ranker … --cpu-tier 0/2=127.0.0.1:7070 --cpu-tier 1/2=127.0.0.1:7072   tables in two parts
+      facet serve ranker … --cpu-tier local                                              rows and models in one process
+
+    With `local`, the admin port answers for both: give it to `facet rollout` as --cpu-tier and as --ranker.
     """
-    from online.client import LookupClient
-    from online.proto import admin_pb2_grpc, rank_pb2_grpc
-    from online.server import Endpoint, serve_until_stopped
+    local = LOCAL in cpu_tiers
+    if local and len(cpu_tiers) > 1:
+        raise click.BadParameter("`local` stands alone", param_hint="--cpu-tier")
+    if rows and not local:
+        raise click.BadParameter("only for `--cpu-tier local`; elsewhere it is the CPU tier's", param_hint="--rows")
 
-    endpoint, admin = Endpoint("rank", host, port, threads), Endpoint("admin", host, admin_port, 2)
-    lookup = LookupClient(cpu_tiers, timeout_s=timeout)
+    from online.host_state import HostMemory
+    from online.rank_host import RankHost
 
-    import torch
-
-    from online.context_source import FeastContext
-    from online.ranker import RankerAdminService, RankService, RunnableModels
-    from online.scorer import Scorer, best_device
-
-    torch.set_num_threads(1)  # requests are the parallelism
-    chosen = best_device() if device == "auto" else device
-    models = RunnableModels(
-        lambda version: Scorer.load(workspace, version, device=chosen), pin=pins_of(workspace, "ranker", endpoint)
-    )
-    wanted = versions or current_version(workspace)
-    for version in wanted:
-        models.load(version)
-    context = FeastContext(workspace.feature_repo, models.pin()[wanted[0]].context)
-    service = RankService(models, lookup, context, max_candidates=max_candidates, timeout_s=timeout)
-    rank_pb2_grpc.add_RankServicer_to_server(service, endpoint.server)
-    admin_pb2_grpc.add_RankerAdminServicer_to_server(RankerAdminService(models), admin.server)
-    serve_until_stopped([endpoint, admin], lambda: {"role": "ranker", "versions": list(wanted), "device": chosen})
-    models.close()
+    RankHost(
+        workspace=workspace, host=host, port=port, admin_port=admin_port, metrics_port=metrics_port,
+        cpu_tiers=() if local else cpu_tiers, lookup_connections=lookup_connections, rows=rows, device=device,
+        slots=slots, queue=queue, timeout_s=timeout, max_candidates=max_candidates, limits=limits, security=security,
+        client_security=client_security, memory=HostMemory(workspace, name) if name else None,
+        rows_memory=HostMemory(workspace, f"{name}.rows") if name and local else None,
+    ).serve(versions or current_version(workspace))

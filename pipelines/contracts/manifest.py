@@ -104,7 +104,7 @@ class Manifest:
                 f"no version at {directory}", expected=MANIFEST_NAME, got="nothing there",
                 remedy="`facet versions` lists what is published.",
             ) from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (AttributeError, ValueError, KeyError, TypeError) as error:
             raise IntegrityError(
                 f"{path} cannot be understood", expected=f"a manifest of format {FORMAT}", got=repr(error),
                 remedy=_REMEDY,

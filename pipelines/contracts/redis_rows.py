@@ -165,7 +165,9 @@ class RedisRows:
         with reaching(self._where):
             return bool(self._client.exists(_Names.of(version, table).meta))
 
-    def open(self, version: int, table: str, *, verify: bool = True) -> RedisTable:
+    def open(
+        self, version: int, table: str, *, verify: bool = True, part: tuple[int, int] | None = None
+    ) -> RedisTable:
         """A reader; with `verify` each lookup compares the checksums of what it reads. Raises `VersionNotFound`."""
         meta = _Names.of(version, table).meta
         with reaching(self._where):

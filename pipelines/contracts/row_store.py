@@ -54,8 +54,14 @@ class RowStore(Protocol):
 
     def holds(self, version: int, table: str) -> bool: ...
 
-    def open(self, version: int, table: str, *, verify: bool = True) -> RowReader:
-        """A reader that, with `verify`, answers with no byte it has not checked; raises `VersionNotFound`."""
+    def open(
+        self, version: int, table: str, *, verify: bool = True, part: tuple[int, int] | None = None
+    ) -> RowReader:
+        """A reader that, with `verify`, answers with no byte it has not checked; raises `VersionNotFound`.
+
+        Args:
+            part: (i, n), the part of the ids by their hash that it will be asked for; any other it answers, but slower.
+        """
         ...
 
     def check(self, version: int, table: str) -> RowReader:
@@ -121,8 +127,10 @@ class SegmentRows:
     def holds(self, version: int, table: str) -> bool:
         return self._workspace.segment(version, table).exists()
 
-    def open(self, version: int, table: str, *, verify: bool = True) -> Segment | DeltaSegment:
-        return open_segment(self._workspace.segment(version, table), verify=verify)
+    def open(
+        self, version: int, table: str, *, verify: bool = True, part: tuple[int, int] | None = None
+    ) -> Segment | DeltaSegment:
+        return open_segment(self._workspace.segment(version, table), verify=verify, part=part)
 
     def check(self, version: int, table: str) -> Segment | DeltaSegment:
         return self.open(version, table)

@@ -43,7 +43,7 @@ from pipelines.contracts.sealed import read_sealed
 from pipelines.contracts.segment_index import MIN_ROW_BYTES, gather, locate, parts_table, row_stride
 from pipelines.contracts.spec import TableSpec
 
-__all__ = ["ARRAYS", "FORMAT", "HEADER_NAME", "Segment", "check_files", "mapped", "read_header"]
+__all__ = ["ARRAYS", "FORMAT", "HEADER_NAME", "Segment", "check_files", "mapped", "ranges_of", "read_header"]
 
 FORMAT = 2
 HEADER_NAME = "segment.json"
@@ -88,8 +88,13 @@ class Segment:
         )
 
     @classmethod
-    def open(cls, directory: Path, *, verify: bool = True) -> "Segment":
+    def open(cls, directory: Path, *, verify: bool = True, part: tuple[int, int] | None = None) -> "Segment":
         """Map a segment; with `verify` its files are hashed against its header first.
+
+        Args:
+            part: (i, n) where almost all ids to come have (hash64(id) >> 32) * n >> 32 == i: of the rows, only those
+                of such ids are entered into this process's memory, about one in n. Any other row is read as correctly,
+                but at its first use from the file.
 
         Raises:
             VersionNotFound: there is no segment here.
@@ -99,7 +104,9 @@ class Segment:
         if verify:
             check_files(directory, header["files"])
         spec = TableSpec(**header["table"])
-        arrays = {name: mapped(directory / name, populate=verify) for name in ARRAYS}
+        arrays = {name: mapped(directory / name, populate=verify) for name in ARRAYS if name != "rows.npy"}
+        ranges = None if part is None else ranges_of(part, header["index"], arrays["parts.npy"], spec.buckets)
+        arrays["rows.npy"] = mapped(directory / "rows.npy", populate=verify, ranges=ranges)
         shape = spec.rows, row_stride(spec.row_bytes, header["index"]["print_bytes"])
         if arrays["rows.npy"].shape != shape:
             raise IntegrityError(
@@ -168,10 +175,29 @@ def check_files(directory: Path, files: dict[str, str]) -> None:
             raise IntegrityError(f"{path} is corrupted", expected=f"sha256 {expected}", got=got, remedy=_REMEDY)
 
 
-def mapped(path: Path, *, populate: bool) -> np.ndarray:
+def ranges_of(
+    part: tuple[int, int], index: dict[str, int], parts: np.ndarray, buckets: int
+) -> list[tuple[int, int]] | None:
+    """Ranges of `rows.npy` with the rows of part i of n of the ids; None if they lie everywhere.
+
+    Rows lie in the order of the top bits of their ids' hash, so those of a part of the hashes are neighbours. Ids that
+    are not of the vocabulary may fall into any of the buckets, which are hashed with another seed.
+    """
+    number, count = part
+    if index["seed"] or not 0 <= number < count:
+        return None  # in the order of another hash
+    least, limit = (-(-bound * 2**32 // count) << 32 for bound in (number, number + 1))
+    first, last = (hashed >> 1 >> index["part_shift"] for hashed in (least, limit - 1))
+    return [(0, buckets), (buckets + int(parts[first, 0]), buckets + int(parts[last + 1, 0]))]
+
+
+def mapped(path: Path, *, populate: bool, ranges: Iterable[tuple[int, int]] | None = None) -> np.ndarray:
     """A read-only array over the pages of an .npy file; with `populate` they are entered into this process's tables.
 
     Without that, the first lookup of every page would pay for a fault.
+
+    Args:
+        ranges: of the array's first axis, which alone are populated; by default all of it.
 
     Raises:
         IntegrityError: the file is missing, or is no array.
@@ -189,22 +215,30 @@ def mapped(path: Path, *, populate: bool) -> np.ndarray:
         array = np.frombuffer(pages, dtype, count=size, offset=start).reshape(shape)
     except (OSError, ValueError) as error:
         raise IntegrityError(f"{path} cannot be read", expected="an array", got=repr(error), remedy=_REMEDY) from error
-    if populate:
+    if populate and ranges is None:
         _populate(pages)
+    elif populate:
+        stride = array.strides[0]
+        _populate(pages, [(start + first * stride, start + end * stride) for first, end in ranges if end > first])
     return array
 
 
-def _populate(pages: mmap.mmap) -> None:
+def _populate(pages: mmap.mmap, ranges: Iterable[tuple[int, int]] | None = None) -> None:
     """Enter a map's pages into this process's tables, as huge pages where the file lies in such; read what is absent.
 
     A lookup is bound by its cache and address translation misses: from huge pages it takes two thirds of the time.
+
+    Args:
+        ranges: of bytes; by default all.
     """
     with suppress(OSError):  # a kernel without huge pages of files
         pages.madvise(mmap.MADV_HUGEPAGE)
-    try:
-        pages.madvise(_MADV_POPULATE_READ)
-    except OSError:  # an older kernel: the pages come one by one
-        pages.madvise(mmap.MADV_WILLNEED)
+    for start, end in [(0, len(pages))] if ranges is None else ranges:
+        start -= start % mmap.PAGESIZE
+        try:
+            pages.madvise(_MADV_POPULATE_READ, start, end - start)
+        except OSError:  # an older kernel: the pages come one by one
+            pages.madvise(mmap.MADV_WILLNEED, start, end - start)
 
 
 def _read_ahead(paths: Iterable[Path]) -> None:

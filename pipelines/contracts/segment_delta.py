@@ -54,8 +54,8 @@ class DeltaSegment:
         self._row_bytes = spec.row_bytes
 
     @classmethod
-    def open(cls, directory: Path, *, verify: bool = True) -> "DeltaSegment":
-        """Map a delta; with `verify` all of its files, the shared ones too, are hashed first.
+    def open(cls, directory: Path, *, verify: bool = True, part: tuple[int, int] | None = None) -> "DeltaSegment":
+        """Map a delta; with `verify` all of its files, the shared ones too, are hashed first; `part` as `Segment.open`.
 
         Raises:
             VersionNotFound: there is no delta here.
@@ -66,8 +66,8 @@ class DeltaSegment:
             check_files(directory, header["files"])
         segment = cls(
             TableSpec(**header["table"]), version=header["version"], manifest_sha256=header["manifest_sha256"],
-            base=Segment.open(directory / BASE, verify=verify),
-            overlay=Segment.open(directory / OVERLAY, verify=verify),
+            base=Segment.open(directory / BASE, verify=verify, part=part),
+            overlay=Segment.open(directory / OVERLAY, verify=verify, part=part),
             replaced=mapped(directory / REPLACED, populate=verify),
         )
         segment.lookup(np.zeros(1, np.int64))  # loads the compiled lookup now, so that no request waits for it
@@ -89,8 +89,9 @@ class DeltaSegment:
         return rows[:size].reshape(len(ids), self._row_bytes), found
 
 
-def open_segment(directory: Path, *, verify: bool = True) -> Segment | DeltaSegment:
-    """The reader of what lies at `directory`; raises as `Segment.open`."""
-    if (directory / DELTA_NAME).is_file():
-        return DeltaSegment.open(directory, verify=verify)
-    return Segment.open(directory, verify=verify)
+def open_segment(
+    directory: Path, *, verify: bool = True, part: tuple[int, int] | None = None
+) -> Segment | DeltaSegment:
+    """The reader of what lies at `directory`; takes and raises what `Segment.open` does."""
+    kind = DeltaSegment if (directory / DELTA_NAME).is_file() else Segment
+    return kind.open(directory, verify=verify, part=part)

@@ -6,8 +6,8 @@ from numba import njit
 from pipelines.contracts.perfect_hash import fingerprint, load64, prefetch, salted, slot_of, store64
 
 __all__ = [
-    "MIN_ROW_BYTES", "PARAMETERS", "copy_words", "gather", "gather_newer", "locate", "match_rows", "parts_table",
-    "row_stride",
+    "MIN_ROW_BYTES", "PARAMETERS", "copy_words", "finalize", "gather", "gather_newer", "locate", "match_rows",
+    "parts_table", "row_stride",
 ]
 
 MIN_ROW_BYTES = 8
@@ -46,7 +46,7 @@ def row_stride(row_bytes: int, print_bytes: int) -> int:
 
 
 @njit(nogil=True, cache=True)
-def _finalize(x):
+def finalize(x):
     """`pipelines.contracts.hashing._finalize`, for one number."""
     x ^= x >> np.uint64(30)
     x *= _MULTIPLY_1
@@ -62,7 +62,7 @@ def _find_block(ids, base, count, parameters, parts, pilots, remap, rows, stride
     part_pilots, slots, buckets = parameters[3], parameters[4], parameters[6]
     stride, waits = np.uint64(stride), 0
     for i in range(count):
-        hashed = _finalize(np.uint64(ids[base + i]) ^ seed_mask)
+        hashed = finalize(np.uint64(ids[base + i]) ^ seed_mask)
         prints[i] = hashed
         part = (hashed >> _U1) >> part_shift
         at = part * part_pilots + (((hashed & _MASK_32) * part_pilots) >> _U32)
@@ -107,7 +107,7 @@ def _bucket_row(id_, parameters):
     """Row of the hash bucket of an id: bucket b lies at row buckets - 1 - b, which is the order of the stored ids."""
     if _names_bucket(id_, parameters):
         return np.int64(parameters[6]) + id_
-    hashed = _finalize(np.uint64(id_) ^ parameters[1])
+    hashed = finalize(np.uint64(id_) ^ parameters[1])
     return np.int64(parameters[6]) - 1 - np.int64(((hashed >> _U32) * parameters[6]) >> _U32)
 
 

@@ -28,7 +28,7 @@ from pipelines.contracts.durable import replacing_file
 from pipelines.contracts.errors import InvalidConfig
 
 __all__ = [
-    "MIN_ROUNDS", "Result", "Side", "Timing", "bounded", "interleave", "measured", "show", "sizes_compared",
+    "MIN_ROUNDS", "Result", "Side", "Timing", "bounded", "interleave", "measured", "overhead", "show", "sizes_compared",
     "speeds_compared", "write_results",
 ]
 
@@ -137,6 +137,12 @@ def speeds_compared(
 def sizes_compared(name: str, *, ours: float, rival: float, rival_name: str, **conditions: Any) -> Result:
     """A result from two sizes, bytes per row."""
     return Result(name, ours, rival, rival_name, rival / ours, "bytes/row", conditions | environment())
+
+
+def overhead(name: str, *, ours: float, rival: float, rival_name: str, unit: str, **conditions: Any) -> Result:
+    """What ours costs on top of a rival that does less: `ratio` is ours over the rival's, 1 is nothing."""
+    said = {"ratio_is": "ours / rival"}
+    return Result(name, ours, rival, rival_name, ours / rival, unit, said | conditions | environment())
 
 
 def bounded(name: str, *, ours: float, at_most: float, unit: str, **conditions: Any) -> Result:

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from online.client import LookupClient
-from online.cpu_tier import CpuTierAdminService, HostedVersions, LookupService
+from online.cpu_tier import ALL_IDS, CpuTierAdminService, LookupService
+from online.hosted import HostedVersions
 from online.proto import admin_pb2_grpc, lookup_pb2_grpc, rank_pb2_grpc
 from online.reader import VersionReader
 from online.server import Endpoint
@@ -59,15 +60,18 @@ def host_cpu_tier() -> Iterator[Any]:
     """Call with a workspace and versions: a CPU tier that serves them."""
     hosts: list[Hosted] = []
 
-    def host(workspace, versions=(1,), *, max_ids=65_536, unload_wait_s=5.0, port=0) -> Hosted:
+    def host(
+        workspace, versions=(1,), *, max_ids=65_536, unload_wait_s=5.0, port=0, shard=ALL_IDS, admission=None,
+        serve=LookupService,
+    ) -> Hosted:
         state = HostedVersions(lambda version: VersionReader.open(workspace, version), unload_wait_s=unload_wait_s)
         for version in versions:
             state.load(version)
         state.promote(versions[0])
-        service = LookupService(state, max_ids=max_ids)
+        service = serve(state, max_ids=max_ids, shard=shard, admission=admission)
         hosted = Hosted(state, service, Endpoint("lookup", "127.0.0.1", port, 4), Endpoint("admin", "127.0.0.1", 0, 2))
         lookup_pb2_grpc.add_LookupServicer_to_server(service, hosted.endpoint.server)
-        admin_pb2_grpc.add_CpuTierAdminServicer_to_server(CpuTierAdminService(state), hosted.admin.server)
+        admin_pb2_grpc.add_CpuTierAdminServicer_to_server(CpuTierAdminService(state, shard=shard), hosted.admin.server)
         hosts.append(hosted.start())
         return hosted
 
@@ -79,7 +83,7 @@ def host_cpu_tier() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def host_ranker() -> Iterator[Any]:
     """Call with a Feast repository, CPU tier addresses and versions: a ranker that scores with them."""
-    from online.context_source import FeastContext
+    from online.context_source import CombinedContext, FeastContext
     from online.ranker import RankerAdminService, RankService, RunnableModels
     from online.scorer import Scorer
     from pipelines.contracts.context import CONTEXT_FEATURES
@@ -92,7 +96,7 @@ def host_ranker() -> Iterator[Any]:
         for version in versions:
             state.load(version)
         clients.append(LookupClient(cpu_tiers, timeout_s=timeout_s))
-        context = FeastContext(repository.workspace.feature_repo, CONTEXT_FEATURES)
+        context = CombinedContext(FeastContext(repository.workspace.feature_repo, CONTEXT_FEATURES))
         service = RankService(state, clients[-1], context, max_candidates=256, timeout_s=timeout_s)
         hosted = Hosted(state, service, Endpoint("rank", "127.0.0.1", 0, 4), Endpoint("admin", "127.0.0.1", 0, 2))
         rank_pb2_grpc.add_RankServicer_to_server(service, hosted.endpoint.server)

@@ -1,19 +1,22 @@
 """The CPU tier over a real channel: one version per answer, named; refusals typed; reads undisturbed by loads."""
 
 import json
-import threading
+import zlib
 
 import grpc
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from online.client import LookupClient, open_channel
-from online.cpu_tier import HostedVersions, packed_ids
+from online.admission import Admission
+from online.channel import open_channel
+from online.client import LookupClient
+from online.cpu_tier import packed_ids
 from online.proto import admin_pb2, admin_pb2_grpc, lookup_pb2, lookup_pb2_grpc
-from online.reader import VersionReader
-from online.refusal import Code, Refusal
+from online.refusal import Code
+from online.shards import Shard, shard_of
 from tests.releases import published_rows
 
 TABLES = ("user.contrastive", "user.kge", "item.contrastive", "item.kge")
@@ -133,94 +136,68 @@ def test_bytes_that_are_no_message_do_no_harm(tier, client, raw) -> None:
     assert client.lookup([1], {"item.kge": np.array([1])}).version == 1
 
 
+def test_a_host_answers_only_ids_of_its_shard_that_were_cut_for_it(workspace_with_versions, host_cpu_tier) -> None:
+    ids, rows = published_rows(workspace_with_versions.workspace, 1, "item.kge")
+    mine = shard_of(ids, 2) == 0
+    host = host_cpu_tier(workspace_with_versions.workspace, shard=Shard.parse("0/2"))
+    with open_channel(host.address) as channel:
+        half = lookup_pb2_grpc.LookupStub(channel)
+        request = request_of(item__kge=ids[mine].tobytes())
+        assert refused(half, request)[:2] == (grpc.StatusCode.FAILED_PRECONDITION, "WRONG_SHARD")  # of all ids
+        for index, count in ((1, 2), (0, 4), (0, 1), (7, 0), (2**32 - 1, 2**32 - 1)):
+            request.shard.index, request.shard.count = index, count
+            assert refused(half, request)[1] == "WRONG_SHARD"
+        request.shard.index, request.shard.count = 0, 2
+        assert half.Lookup(request).tables[0].rows == rows[mine].tobytes()
+        request.tables[0].ids = ids.tobytes()  # one stray id is enough
+        assert refused(half, request)[1] == "WRONG_SHARD"
+    with open_channel(host.admin_address) as channel:
+        status = admin_pb2_grpc.CpuTierAdminStub(channel).Status(admin_pb2.StatusRequest())
+        assert (status.shard, status.shards, status.workers) == (0, 2, 1)
+
+
+def test_a_host_of_all_ids_refuses_a_request_of_a_shard(stub) -> None:
+    request = request_of(item__kge=bytes(8))
+    request.shard.index, request.shard.count = 1, 2
+    assert refused(stub, request)[1] == "WRONG_SHARD"
+    request.shard.index, request.shard.count = 0, 1
+    assert stub.Lookup(request).version == 1
+
+
+def test_what_is_too_much_is_refused_at_once_and_health_still_answers(workspace_with_versions, host_cpu_tier) -> None:
+    admission = Admission(slots=1, queue=0)
+    host = host_cpu_tier(workspace_with_versions.workspace, admission=admission)
+    with open_channel(host.address) as channel:
+        busy = lookup_pb2_grpc.LookupStub(channel)
+        with admission.admit():
+            for _ in range(20):
+                code = grpc.StatusCode.RESOURCE_EXHAUSTED
+                assert refused(busy, request_of(item__kge=bytes(8)))[:2] == (code, "OVERLOADED")
+            health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+            assert health.status == health_pb2.HealthCheckResponse.SERVING
+        assert busy.Lookup(request_of(item__kge=bytes(8))).version == 1
+
+
+def test_a_canary_of_whole_requests_by_their_id(workspace_with_versions, host_cpu_tier) -> None:
+    host = host_cpu_tier(workspace_with_versions.workspace, (1, 2))
+    with open_channel(host.admin_address) as channel, open_channel(host.address) as lookups:
+        admin, stub = admin_pb2_grpc.CpuTierAdminStub(channel), lookup_pb2_grpc.LookupStub(lookups)
+        for share in (-0.5, 1.5, float("nan"), float("inf")):
+            with pytest.raises(grpc.RpcError) as caught:
+                admin.Promote(admin_pb2.VersionRequest(version=2, share=share))
+            assert dict(caught.value.trailing_metadata())["facet-error"] == "INVALID_SHARE"
+        status = admin.Promote(admin_pb2.VersionRequest(version=2, share=0.25))
+        assert (status.preferred, status.canary, status.canary_share) == (1, 2, 0.25)
+        for name in (f"request {number}" for number in range(40)):
+            request = request_of((1, 2), item__kge=bytes(8))
+            request.request_id = name
+            assert stub.Lookup(request).version == (2 if zlib.crc32(name.encode()) < 2**30 else 1)
+        status = admin.Promote(admin_pb2.VersionRequest(version=2))
+        assert (status.preferred, status.canary, status.canary_share) == (2, 0, 0)
+
+
 def test_packed_ids_are_little_endian() -> None:
     assert packed_ids(bytes([1, 0, 0, 0, 0, 0, 0, 0]), "ids").tolist() == [1]
-
-
-class TestHostedVersions:
-    """The state machine itself, without a channel."""
-
-    @pytest.fixture
-    def opened(self, workspace_with_versions):
-        workspace = workspace_with_versions.workspace
-        return {version: VersionReader.open(workspace, version, verify=False) for version in (1, 2)}
-
-    @pytest.fixture
-    def hosted(self, opened):
-        hosted = HostedVersions(opened.__getitem__, unload_wait_s=0.2)
-        hosted.load(1)
-        return hosted
-
-    @staticmethod
-    def answering(hosted, accepted=(1, 2)) -> int:
-        with hosted.answering_from(accepted) as held:
-            return held.reader.version
-
-    def test_a_loaded_version_waits_for_its_promotion(self, hosted) -> None:
-        hosted.load(2)
-        assert self.answering(hosted) == 1
-        hosted.promote(2)
-        assert self.answering(hosted) == 2
-        hosted.promote(1)
-        assert self.answering(hosted) == 1
-
-    def test_a_drained_version_answers_nothing_new_and_comes_back_by_loading(self, hosted) -> None:
-        hosted.load(2)
-        hosted.drain(1)
-        with pytest.raises(Refusal) as caught, hosted.answering_from([1]):
-            pass
-        assert caught.value.code is Code.VERSION_NOT_AVAILABLE and caught.value.versions == (2,)
-        with pytest.raises(Refusal, match="draining"):
-            hosted.promote(1)
-        hosted.load(1)
-        assert self.answering(hosted, [1]) == 1
-
-    def test_the_last_version_cannot_be_drained(self, hosted) -> None:
-        with pytest.raises(Refusal) as caught:
-            hosted.drain(1)
-        assert caught.value.code is Code.LAST_VERSION and self.answering(hosted) == 1
-
-    def test_unloading_needs_a_drain_and_waits_for_requests_under_way(self, hosted) -> None:
-        hosted.load(2)
-        with pytest.raises(Refusal) as caught:
-            hosted.unload(1)
-        assert caught.value.code is Code.STILL_ANSWERING
-        with hosted.answering_from([1]) as held:
-            hosted.drain(1)
-            with pytest.raises(Refusal) as caught:
-                hosted.unload(1)
-            assert caught.value.code is Code.IN_FLIGHT
-            assert held.reader.lookup("item.kge", np.array([1]))[0].shape == (1, 10)
-            unloading = threading.Thread(target=hosted.unload, args=(1,))
-            unloading.start()
-        unloading.join(5)
-        assert [entry.version for entry in hosted.status().versions] == [2]
-
-    def test_every_change_may_be_repeated(self, hosted) -> None:
-        for change, version in [("load", 2), ("promote", 2), ("drain", 1), ("unload", 1)]:
-            getattr(hosted, change)(version)
-            once = hosted.status()
-            getattr(hosted, change)(version)
-            assert hosted.status() == once
-
-    def test_loading_does_not_hold_up_reads(self, opened) -> None:
-        began, go_on = threading.Event(), threading.Event()
-
-        def slowly(version: int) -> VersionReader:
-            if version == 2:
-                began.set()
-                assert go_on.wait(10)
-            return opened[version]
-
-        hosted = HostedVersions(slowly)
-        hosted.load(1)
-        loading = threading.Thread(target=hosted.load, args=(2,))
-        loading.start()
-        assert began.wait(5)
-        assert self.answering(hosted) == 1
-        go_on.set()
-        loading.join(5)
-        assert self.answering(hosted, [2]) == 2
 
 
 def test_a_corrupted_segment_is_refused_and_the_last_good_version_serves_on(own_workspace, host_cpu_tier) -> None:
@@ -246,8 +223,6 @@ def test_a_corrupted_segment_is_refused_and_the_last_good_version_serves_on(own_
 
 
 def test_the_process_is_healthy_refuses_a_taken_port_and_stops_cleanly(workspace_with_versions, launch) -> None:
-    from grpc_health.v1 import health_pb2, health_pb2_grpc
-
     workspace = workspace_with_versions.workspace
     tier = launch(workspace, "serve", "cpu-tier", "--versions", "2,1").wait_ready()
     assert tier.ready["versions"] == [2, 1] and tier.ready["pid"] == tier.process.pid

@@ -1,76 +1,91 @@
-"""The load generator: what it draws, how it counts, and the command."""
+"""Driving: how many requests, when, and from which moment their latency counts."""
 
 import threading
+import time
 
-import click.testing
 import numpy as np
 import pytest
 
-from online.commands.load import load
-from online.load import Population, RankTraffic, drive, lookup_latency, percentiles, rank_traffic
-from pipelines.contracts.errors import InvalidConfig
+from online.load import drive
 
 
-def test_population_prefers_popular_ids_and_mixes_in_unknown_ones() -> None:
-    ids = np.arange(1000, 2000)
-    population = Population({"item": ids}, seed=1)
-    drawn = population.draw("item", 20_000, np.random.default_rng(0))
-    unknown = drawn < 0
-    assert 0.01 < unknown.mean() < 0.03
-    assert np.isin(drawn[~unknown], ids).all()
-    _, counts = np.unique(drawn[~unknown], return_counts=True)
-    assert counts.max() > 20 * np.median(counts)
-
-
-def test_drive_sends_at_least_what_was_asked_and_raises_what_breaks() -> None:
+def sender():
+    """A `Send` that keeps what it was called with, and that list: (number, due)."""
     seen, lock = [], threading.Lock()
 
-    def send(number, random) -> None:
+    def send(number, random, begin) -> None:
+        due = begin()
         with lock:
-            seen.append(number)
+            seen.append((number, due))
 
+    return send, seen
+
+
+def test_a_closed_loop_sends_at_least_what_was_asked() -> None:
+    send, seen = sender()
     drive(send, requests=57, seconds=0.0, concurrency=4, seed=0)
-    assert sorted(seen) == list(range(57))
+    assert len(seen) == 57 and len({number for number, _ in seen}) == 57
     seconds = drive(send, requests=1, seconds=0.05, concurrency=2, seed=0)
     assert seconds >= 0.05 and len(seen) > 58
 
-    def fail(number, random) -> None:
+
+def test_a_drive_goes_on_until_the_file_is_there(tmp_path) -> None:
+    send, seen = sender()
+    enough = tmp_path / "enough"
+    threading.Timer(0.1, enough.touch).start()
+    drive(send, requests=1, seconds=0.0, concurrency=1, seed=0, until=enough)
+    assert enough.exists() and seen
+
+
+@pytest.mark.parametrize("rate", [None, 1000.0])
+def test_what_a_sender_raises_ends_the_drive(rate) -> None:
+    def fail(number, random, begin) -> None:
+        begin()
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        drive(fail, requests=3, seconds=0.0, concurrency=1, seed=0)
+        drive(fail, requests=10_000, seconds=60.0, concurrency=3, seed=0, rate=rate)
 
 
-def test_every_failure_is_counted(workspace_with_versions) -> None:
-    population = Population.of_version(workspace_with_versions.workspace, 1, seed=0)
-    traffic = rank_traffic(
-        "127.0.0.1:9", population, requests=5, seconds=0.0, concurrency=2, candidates=3, now_seconds=1e9, seed=0
-    )
-    summary = traffic.summary()
-    assert (summary["requests"], summary["failed"]) == (5, 5)
-    assert sum(summary["failures"].values()) == 5 and len(summary["first_failures"]) == 5
-    assert sum(entry["failed"] for entry in summary["timeline"]) == 5
+@pytest.mark.parametrize("rate", [None, 0.01])
+def test_a_drive_can_be_stopped_even_while_it_waits_for_an_arrival(rate) -> None:
+    stop = threading.Event()
+    threading.Timer(0.1, stop.set).start()
+    send, _ = sender()
+    drive(send, requests=10**9, seconds=3600.0, concurrency=2, seed=0, rate=rate, stop=stop)
 
 
-def test_lookup_latency_is_measured_over_all_requests(workspace_with_versions, host_cpu_tier) -> None:
-    workspace = workspace_with_versions.workspace
-    tier = host_cpu_tier(workspace, (1,))
-    result = lookup_latency(
-        tier.address, Population.of_version(workspace, 1, seed=0), version=1, table="item.kge", batch=64, requests=50,
-        seconds=0.0, concurrency=1, seed=0,
-    )
-    assert (result["requests"], result["failed"], sum(result["histogram"]["counts"])) == (50, 0, 50)
-    assert len(result["histogram"]["edges_ms"]) == len(result["histogram"]["counts"]) + 1
-    assert 0 < result["p50_ms"] <= result["p99_ms"] <= result["max_ms"]
-    assert 0.9 < result["found_share"] < 1.0
+def test_arrivals_of_an_open_loop_are_poisson_and_repeat_by_seed() -> None:
+    def dues(seed: int) -> np.ndarray:
+        send, seen = sender()
+        before = time.perf_counter()
+        drive(send, requests=400, seconds=0.0, concurrency=4, seed=seed, rate=2000.0)
+        due = np.sort([due for _, due in seen])
+        assert len(due) == 400 and due[0] > before
+        return np.diff(due)
+
+    gaps = dues(1)
+    assert 0.4e-3 < gaps.mean() < 0.6e-3
+    assert 0.8 < gaps.std() / gaps.mean() < 1.2
+    np.testing.assert_allclose(gaps, dues(1), atol=1e-9)
+    assert not np.allclose(gaps, dues(2), atol=1e-9)
 
 
-def test_percentiles_of_nothing_are_zero() -> None:
-    assert percentiles([])["p99"] == 0.0 and percentiles([1.0, 3.0])["p50"] == 2.0
-    assert RankTraffic().summary()["requests"] == 0
+def test_an_open_loop_sends_all_that_was_due_in_its_time() -> None:
+    send, seen = sender()
+    drive(send, requests=1, seconds=0.2, concurrency=4, seed=3, rate=500.0)
+    due = np.sort([due for _, due in seen])
+    assert 50 < len(due) < 160 and due[-1] - due[0] < 0.2
 
 
-@pytest.mark.parametrize("arguments", [[], ["--ranker", "127.0.0.1:1", "--lookup", "127.0.0.1:1"]])
-def test_the_command_needs_one_target(arguments, workspace_with_versions) -> None:
-    result = click.testing.CliRunner().invoke(load, arguments, obj=workspace_with_versions.workspace)
-    assert isinstance(result.exception, InvalidConfig)
+def test_no_arrival_is_sent_before_it_is_due_and_a_busy_sender_does_not_move_it() -> None:
+    late = []
+
+    def slow(number, random, begin) -> None:
+        due = begin()
+        late.append(time.perf_counter() - due)
+        time.sleep(0.005)
+
+    drive(slow, requests=40, seconds=0.0, concurrency=1, seed=0, rate=1000.0)  # five times what one thread can send
+    assert min(late) >= 0 and len(late) == 40
+    assert late[-1] > late[0] and late[-1] > 0.05

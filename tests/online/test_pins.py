@@ -5,8 +5,9 @@ import os
 import numpy as np
 import pytest
 
-from online.client import LookupClient, open_channel
-from online.cpu_tier import HostedVersions
+from online.channel import open_channel
+from online.client import LookupClient
+from online.hosted import HostedVersions
 from online.proto import admin_pb2, admin_pb2_grpc
 from online.ranker import RunnableModels
 from online.reader import VersionReader

@@ -1,15 +1,27 @@
 """The ranker over a real channel: the scores of exactly one version, or a typed refusal."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import grpc
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from online.client import RankClient, open_channel
-from online.context_source import FeastContext
+from online import metrics
+from online.admission import Admission
+from online.channel import open_channel
+from online.context_source import ContextSource, FeastContext
+from online.hosted import HostedVersions
 from online.proto import rank_pb2, rank_pb2_grpc
+from online.rank_client import RankClient
+from online.ranker import RankService, RunnableModels
+from online.reader import VersionReader
 from online.refusal import Code, Refusal
+from online.row_source import VersionRows
+from online.same_host import FetchedRows, SameHostRows
+from online.scorer import Scorer
+from online.server import Endpoint
 from online.verify import OfflineVersion
 from pipelines.contracts.context import CONTEXT_FEATURES, context_matrix
 from tests.releases import AS_OF, TASKS, entity_ids
@@ -68,6 +80,34 @@ def test_scores_are_the_offline_scores_of_the_named_version(version, tier, clien
         }
         assert {"lookup_ms", "context_ms", "model_ms", "total_ms"} <= set(answer.timing_ms)
     tier.state.promote(1)
+
+
+def test_requests_worked_on_together_are_answered_as_if_alone(tier, client, offline) -> None:
+    """Many threads while the preferred version changes: each answer is its own user's, of the version that it names."""
+    users, items = entity_ids("user", 200), entity_ids("item", 200)
+    before = _batches("score")
+
+    def ask(thread: int) -> set[int]:
+        random, versions = np.random.default_rng(thread), set()
+        for turn in range(15):
+            if thread == 0:
+                tier.state.promote(1 + turn % 2)
+            user, candidates = int(random.choice(users)), random.choice(items, random.integers(1, 12))
+            answer = client.rank(user, candidates, now_seconds=NOW)
+            np.testing.assert_allclose(answer.scores, offline(answer.version, user, candidates), atol=TOLERANCE)
+            versions.add(answer.version)
+        return versions
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set.union(*pool.map(ask, range(8))) == {1, 2}
+    tier.state.promote(1)
+    passes, requests = np.subtract(_batches("score"), before)
+    assert requests == 8 * 15 and passes < requests, "nothing was combined, so this test says nothing"
+
+
+def _batches(what: str) -> tuple[float, float]:
+    names = ("facet_batch_size_count", "facet_batch_size_sum")
+    return tuple(metrics.registry.get_sample_value(name, {"what": what}) or 0.0 for name in names)
 
 
 def test_the_context_and_the_moment_reach_the_model(client) -> None:
@@ -162,6 +202,115 @@ def test_without_a_cpu_tier_it_refuses_in_bounded_time_and_recovers(
     host_cpu_tier(workspace_with_versions.workspace, (1,), port=first.endpoint.port)
     assert client.rank(1, np.array([1]), now_seconds=NOW).version == 1
     client.close()
+
+
+class Ones(ContextSource):
+    """The same context for everybody; none for user -7."""
+
+    def columns(self, features, *, users, items):
+        if users[0] == -7:
+            raise ValueError("unfit")
+        return {feature.key: np.ones(len(users)) for feature in features}
+
+
+@pytest.fixture
+def serve(workspace_with_versions):
+    """Call with versions and a function of (models, hosted) that gives the row source: models, client."""
+    running = []
+
+    def start(versions, source_of, **named):
+        workspace = workspace_with_versions.workspace
+        models = RunnableModels(lambda version: Scorer.load(workspace, version, device="cpu"))
+        hosted = HostedVersions(lambda version: VersionReader.open(workspace, version))
+        for version in versions:
+            models.load(version)
+            hosted.load(version)
+        endpoint = Endpoint("rank", "127.0.0.1", 0, 4)
+        service = RankService(models, source_of(models, hosted), Ones(), **named)
+        rank_pb2_grpc.add_RankServicer_to_server(service, endpoint.server)
+        endpoint.start()
+        running.append((endpoint, RankClient(f"127.0.0.1:{endpoint.port}")))
+        return models, running[-1][1]
+
+    yield start
+    for endpoint, client in running:
+        client.close()
+        endpoint.stop().wait()
+
+
+class Shifting(SameHostRows):
+    """Rows that are refused while `steps` are left; each refusal comes after the models have changed by one step."""
+
+    def __init__(self, hosted, steps) -> None:
+        super().__init__(hosted)
+        self.steps, self.asked = steps, []
+
+    def start(self, accepted, ids, *, request_id="", timeout_s=None):
+        self.asked.append(sorted(accepted))
+        if self.steps:
+            self.steps.pop(0)()
+            accepted = [99]
+        return super().start(accepted, ids, request_id=request_id, timeout_s=timeout_s)
+
+
+def test_models_that_change_under_a_request_are_pinned_anew_however_often(serve) -> None:
+    """A rollout loads 2, and then unloads 1, each while the request waits for rows of what it had pinned."""
+    sources = []
+
+    def source(models, hosted):
+        hosted.load(2)
+        sources.append(Shifting(hosted, [lambda: models.load(2), lambda: models.unload(1)]))
+        return sources[-1]
+
+    _, client = serve([1], source)
+    assert client.rank(1, np.array([1]), now_seconds=NOW).version == 2
+    assert sources[0].asked == [[1], [1, 2], [2]]
+    sources[0].steps = [lambda: None]
+    with pytest.raises(Refusal) as caught:
+        client.rank(1, np.array([1]), now_seconds=NOW)
+    assert caught.value.code is Code.VERSION_NOT_AVAILABLE and len(sources[0].asked) == 4, "unchanged: asked only once"
+
+
+class Damaged(SameHostRows):
+    """Rows of which a table is missing, for user -8."""
+
+    def start(self, accepted, ids, *, request_id="", timeout_s=None):
+        pending = super().start(accepted, ids, request_id=request_id, timeout_s=timeout_s)
+        if ids["user.kge"][0] != -8:
+            return pending
+        rows = pending.result()
+        less = {name: packed for name, packed in rows.rows.items() if name != "item.kge"}
+        return FetchedRows(pending.finished_at, VersionRows(rows.version, rows.manifest_sha256, less, rows.found))
+
+
+def test_what_became_of_requests_is_counted_by_version(serve) -> None:
+    models, client = serve([1, 2], lambda models, hosted: Damaged(hosted))
+    for user in (1, 2, 3):
+        client.rank(user, np.array([1]), now_seconds=NOW)
+    for user, code in ((-7, Code.INTERNAL), (-8, Code.INTERNAL)):
+        with pytest.raises(Refusal) as caught:
+            client.rank(user, np.array([1]), now_seconds=NOW)
+        assert caught.value.code is code
+    with pytest.raises(Refusal):
+        client.rank(1, np.array([], np.int64))
+    status = models.status()
+    first, second = status.models
+    assert (first.version, first.answered, first.failed) == (1, 3, 1)
+    assert (second.version, second.answered, second.failed) == (2, 0, 0)
+    assert status.failed == 1, "the one without context; what was asked wrongly is no failure of a version"
+    assert len(first.latency_counts) == len(status.latency_bounds_ms) + 1 and sum(first.latency_counts) == 3
+    assert list(status.latency_bounds_ms) == sorted(status.latency_bounds_ms)
+
+
+def test_what_is_too_much_is_refused_and_not_counted_as_a_failure(serve) -> None:
+    admission = Admission(slots=1, queue=0)
+    models, client = serve([1], lambda models, hosted: SameHostRows(hosted), admission=admission)
+    with admission.admit(), pytest.raises(Refusal) as caught:
+        client.rank(1, np.array([1]), now_seconds=NOW)
+    assert caught.value.code is Code.OVERLOADED
+    answer = client.rank(1, np.array([1]), now_seconds=NOW)
+    assert answer.version == 1 and answer.timing_ms["total_ms"] > 0
+    assert models.status().failed == 0 and models.status().models[0].failed == 0
 
 
 @pytest.fixture(scope="module")

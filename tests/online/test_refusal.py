@@ -3,7 +3,7 @@
 import grpc
 import pytest
 
-from online.client import open_channel
+from online.channel import open_channel
 from online.proto import lookup_pb2, lookup_pb2_grpc
 from online.refusal import Code, Refusal, refusal_from, refusals_to_status
 from online.server import Endpoint

@@ -7,11 +7,25 @@ import time
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from online.client import RankClient, open_channel
+from online.channel import open_channel
+from online.commands.rollout import rollout as rollout_command
+from online.fleet import InvariantViolated
 from online.proto import admin_pb2, admin_pb2_grpc
-from online.rollout import CpuHost, FleetStatus, InvariantViolated, Rollout
-from pipelines.contracts.errors import IntegrityError, StalePretraining, VersionConflict, VersionNotFound
+from online.rank_client import RankClient
+from online.refusal import Code, Refusal
+from online.rollout import Rollout
+from online.shards import Shard
+from pipelines.contracts.errors import (
+    IntegrityError,
+    InvalidConfig,
+    NotPrepared,
+    StalePretraining,
+    Unavailable,
+    VersionConflict,
+    VersionNotFound,
+)
 from pipelines.contracts.freshness import FreshnessLimits
 from pipelines.publish import publish
 from tests.releases import write_candidate
@@ -39,7 +53,8 @@ def versions_of(fleet) -> tuple[list[int], list[int]]:
 def test_three_phases_in_order(fleet) -> None:
     rollout = begin(fleet)
     seen = []
-    for step, _ in rollout.walk():
+    for record, _ in rollout.walk():
+        step = record.step
         seen.append((step.phase, step.action, step.on, step.version, *versions_of(fleet)))
     assert seen == [
         (1, "load", "ranker", 2, [1], [1, 2]),
@@ -49,7 +64,7 @@ def test_three_phases_in_order(fleet) -> None:
         (3, "unload", "cpu-tier", 1, [2], [1, 2]),
         (3, "unload", "ranker", 1, [2], [2]),
     ]
-    timeline = json.loads(rollout.timeline.read_text())
+    timeline = json.loads(rollout.state.timeline.read_text())
     assert timeline["finished"] and [step["phase"] for step in timeline["steps"]] == [1, 2, 2, 3, 3, 3]
     assert all(step["started"] <= step["finished"] for step in timeline["steps"])
     assert [versions_of(fleet) for _ in begin(fleet, to=1).walk()][-1] == ([1], [1])  # and back
@@ -62,18 +77,21 @@ def test_a_controller_that_dies_after_any_step_is_resumed(fleet, crash_after) ->
         next(walk)
     walk.close()
     again = begin(fleet)
-    assert len(again.resumed) == 1
-    assert sum(step.finished is not None for step in again.steps) == crash_after
-    assert len(list(again.walk())) == STEPS
+    assert len(again.state.resumed) == 1
+    assert again.state.done == crash_after
+    assert len(list(again.walk())) == STEPS - crash_after
     assert versions_of(fleet) == ([2], [2])
 
 
-def test_a_step_that_took_effect_before_the_crash_is_not_repeated(fleet) -> None:
+def test_a_step_that_took_effect_before_the_crash_is_asked_for_again_and_keeps_its_beginning(fleet) -> None:
     rollout = begin(fleet)
-    rollout.steps[0].started = "2011-01-01T00:00:00+00:00"
-    rollout._write()  # died between asking the ranker and noting that it answered
-    fleet[2].state.load(2)
-    assert next(begin(fleet).walk())[0].started == "2011-01-01T00:00:00+00:00"
+    record = rollout.state.begin(rollout.state.records[0].step)
+    began = record.started
+    fleet[2].state.load(2)  # died between asking the ranker and noting that it answered
+    again = begin(fleet)
+    assert again.state.plan.pending == (record.step,)
+    assert next(again.walk())[0].started == began
+    assert again.state.plan.pending == ()
 
 
 def test_it_refuses_before_any_step(fleet, own_workspace) -> None:
@@ -112,7 +130,8 @@ def test_stale_pretraining_is_refused_before_any_step_unless_forced(fleet, own_w
     walk = Rollout.begin_or_resume(workspace, 3, **hosts, limits=FreshnessLimits(forced=True)).walk()
     assert "274 days" in caplog.text
     next(walk)
-    assert len(list(begin(fleet, to=3).walk())) == STEPS  # resuming does not ask again
+    walk.close()
+    assert len(list(begin(fleet, to=3).walk())) == STEPS - 1  # resuming does not ask again
     assert versions_of(fleet) == ([3], [3])
 
 
@@ -124,34 +143,168 @@ def test_another_rollout_has_to_wait(fleet) -> None:
 
 def test_a_state_that_cannot_be_read_is_said_so(fleet) -> None:
     rollout = begin(fleet)
-    rollout.path.write_text("{")
+    rollout.state.path.write_text("{")
     with pytest.raises(IntegrityError, match="Delete it"):
         begin(fleet)
 
 
 def test_a_cpu_host_that_answers_what_a_ranker_cannot_run_stops_it(fleet) -> None:
     fleet[1].state.load(2)  # by hand, before any ranker has the model
-    with pytest.raises(InvariantViolated, match="can answer versions"):
+    with pytest.raises(InvariantViolated, match="can answer version 2"):
         begin(fleet)
 
 
-def test_a_host_that_was_changed_meanwhile_stops_the_walk(fleet) -> None:
+def test_a_host_that_lost_what_it_held_is_put_right(fleet) -> None:
     walk = begin(fleet).walk()
     next(walk)
-    fleet[2].state.unload(2)
-    with pytest.raises(InvariantViolated, match="cannot be taken"):
+    fleet[2].state.unload(2)  # as a ranker that was restarted by its old command line
+    assert str(next(walk)[0].step).startswith("phase 1: load version 2 on ranker")
+    assert [record.step.action for record, _ in walk] == ["load", "promote", "drain", "unload", "unload"]
+    assert versions_of(fleet) == ([2], [2])
+
+
+def test_a_cpu_host_that_came_back_as_it_once_was(fleet) -> None:
+    tier = fleet[1]
+    walk = begin(fleet).walk()
+    for _ in range(STEPS - 2):
         next(walk)
-    assert versions_of(fleet)[0] == [1]
-    assert len(list(begin(fleet).walk())) == STEPS  # running it again loads the ranker anew
+    tier.state.load(1)  # was draining, before its unloading
+    tier.state.promote(1)
+    assert versions_of(fleet) == ([1, 2], [1, 2])
+    assert [record.step.action for record, _ in walk] == ["promote", "drain", "unload", "unload"]
+    assert versions_of(fleet) == ([2], [2])
 
 
-def test_the_invariant_compares_manifests_not_only_numbers() -> None:
-    cpu = CpuHost(loaded={1: "a", 2: "b"}, answering=frozenset({1}), preferred=1)
-    FleetStatus({"cpu": cpu}, {"ranker": {1: "a"}}).check()
-    with pytest.raises(InvariantViolated):
-        FleetStatus({"cpu": cpu}, {"ranker": {1: "other"}}).check()
-    with pytest.raises(InvariantViolated):
-        FleetStatus({"cpu": cpu}, {"good": {1: "a"}, "bad": {2: "b"}}).check()
+@pytest.mark.parametrize("steps", [0, 1, 2, 3])
+def test_it_is_taken_back_from_wherever_it_is(fleet, steps) -> None:
+    walk = begin(fleet).walk()
+    for _ in range(steps):
+        next(walk)
+    walk.close()
+    rollout = Rollout.take_back(fleet[0])
+    taken = [str(record.step).split(" on ")[0] for record, _ in rollout.walk()]
+    assert versions_of(fleet) == ([1], [1]) and fleet[1].state.status().preferred == 1
+    whole = ["phase 2: promote version 1", "phase 2: drain version 2", "phase 2: unload version 2",
+             "phase 1: unload version 2"]
+    assert taken == {0: [], 1: whole[3:], 2: whole[1:], 3: whole}[steps]
+    record = json.loads(rollout.state.timeline.read_text())
+    assert rollout.state.timeline.name == "taken-back-from-2.json"
+    assert record["stage"] == "taken back" and len(record["steps"]) == steps + len(taken)
+    assert all(step["started"] and step["finished"] for step in record["steps"])
+    with pytest.raises(NotPrepared, match="no rollout is under way"):
+        Rollout.take_back(fleet[0])
+    assert [versions_of(fleet) for _ in begin(fleet).walk()][-1] == ([2], [2])  # and it can be begun again
+
+
+def test_it_is_not_taken_back_once_the_old_version_is_being_retired(fleet) -> None:
+    walk = begin(fleet).walk()
+    for _ in range(4):
+        next(walk)
+    walk.close()
+    with pytest.raises(VersionConflict, match="roll out to version 1 instead"):
+        Rollout.take_back(fleet[0])
+    assert len(list(begin(fleet).walk())) == STEPS - 4
+
+
+def test_a_taking_back_that_died_goes_on(fleet) -> None:
+    walk = begin(fleet).walk()
+    for _ in range(3):
+        next(walk)
+    walk.close()
+    back = Rollout.take_back(fleet[0]).walk()
+    next(back)
+    back.close()
+    assert [record.step.action for record, _ in begin(fleet).walk()] == ["drain", "unload", "unload"]
+    assert versions_of(fleet) == ([1], [1])
+
+
+def test_a_second_controller_is_refused(fleet) -> None:
+    rollout = begin(fleet)
+    walk = rollout.walk()
+    next(walk)
+    for other in (begin, lambda fleet: Rollout.take_back(fleet[0])):
+        with pytest.raises(VersionConflict, match="another controller is at work"):
+            other(fleet)
+    with pytest.raises(VersionConflict, match="another controller is at work"):
+        next(rollout.walk())
+    walk.close()
+    assert len(list(begin(fleet).walk())) == STEPS - 1
+
+
+def test_a_host_that_is_away_is_waited_for(fleet, host_cpu_tier) -> None:
+    workspace, tier, ranker = fleet
+    walk = begin(fleet).walk(patience_s=0.3, say=(said := []).append)
+    next(walk)
+    tier.admin.stop().wait()
+    with pytest.raises(Unavailable, match="--change-hosts"):
+        next(walk)
+    assert len(said) == 1 and "waiting up to 0.3 s" in said[0]
+    with pytest.raises(Unavailable):
+        list(begin(fleet).walk(patience_s=0.0))
+    other = host_cpu_tier(workspace, (1,))  # in its place
+    with pytest.raises(VersionConflict, match="--change-hosts"):
+        begin((workspace, other, ranker))
+    hosts = {"cpu_tiers": [other.admin_address], "rankers": [ranker.admin_address]}
+    walk = Rollout.begin_or_resume(workspace, 2, **hosts, change_hosts=True).walk()
+    assert [record.step.action for record, _ in walk] == ["load", "promote", "drain", "unload", "unload"]
+    assert versions_of((workspace, other, ranker)) == ([2], [2])
+
+
+def test_a_host_that_refuses_a_step_stops_it(fleet) -> None:
+    workspace = fleet[0]
+    walk = begin(fleet).walk()
+    next(walk)
+    segment = next(path for path in workspace.segment(2, "item.kge").iterdir() if path.suffix != ".json")
+    original = segment.read_bytes()
+    segment.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
+    with pytest.raises(Refusal) as refused:
+        next(walk)
+    assert refused.value.code is Code.INTEGRITY and versions_of(fleet) == ([1], [1, 2])
+    segment.write_bytes(original)
+    assert begin(fleet).state.plan.pending == ()
+    assert len(list(begin(fleet).walk())) == STEPS - 1
+
+
+def test_replicas_and_shards_are_all_needed(own_workspace, host_cpu_tier, host_ranker) -> None:
+    """Rows everywhere before any host prefers them; preferred everywhere before any host drains."""
+    workspace = own_workspace.workspace
+    tiers = [host_cpu_tier(workspace, (1,), shard=Shard(index, 2)) for index in (0, 1)]
+    ranker = host_ranker(own_workspace, [tiers[0].address], (1,))
+    hosts = {"cpu_tiers": [tier.admin_address for tier in tiers], "rankers": [ranker.admin_address]}
+    with pytest.raises(InvalidConfig, match="at least one host of every shard"):
+        Rollout.begin_or_resume(workspace, 2, cpu_tiers=hosts["cpu_tiers"][:1], rankers=hosts["rankers"])
+    rollout = Rollout.begin_or_resume(workspace, 2, **hosts)
+    actions = [(record.step.action, record.step.on) for record, _ in rollout.walk()]
+    rows = [(action, "cpu-tier") for action in ("load", "promote", "drain", "unload") for _ in tiers]
+    assert actions == [("load", "ranker"), *rows, ("unload", "ranker")]
+
+
+def command(fleet, *options: str):
+    workspace, tier, ranker = fleet
+    hosts = ["--cpu-tier", tier.admin_address, "--ranker", ranker.admin_address]
+    return CliRunner().invoke(rollout_command, [*(hosts if "--to" in options else []), *options], obj=workspace)
+
+
+def test_the_command_shows_what_it_would_do_does_it_and_takes_it_back(fleet) -> None:
+    workspace = fleet[0]
+    dry = command(fleet, "--to", "2", "--canary", "0.05", "--dry-run").output.splitlines()
+    assert dry[0] == "invariant: every version a CPU host answers is on every ranker"
+    assert [line.split()[:2] for line in dry[1:]] == [["holds", "phase"]] * 2 + [["to", "do"]] * 7
+    assert "canary version 2" in dry[5] and "5.00% of the requests" in dry[5]
+    assert versions_of(fleet) == ([1], [1]) and not (workspace.root / "rollout").exists()
+
+    walk = begin(fleet).walk()
+    for _ in range(3):
+        next(walk)
+    walk.close()
+    assert [line.split()[:2] for line in command(fleet, "--dry-run").output.splitlines()].count(["to", "do"]) == 3
+    back = command(fleet, "--back")
+    assert back.exit_code == 0 and "version 1 is served everywhere" in back.output
+    done = command(fleet, "--to", "2")
+    assert done.exit_code == 0 and "version 2 is served everywhere" in done.output
+    assert versions_of(fleet) == ([2], [2])
+    for options in ([], ["--back"]):
+        assert isinstance(command(fleet, *options).exception, InvalidConfig | NotPrepared)  # nothing is under way
 
 
 def wait_for_answers(ranker, *, version: int, count: int) -> None:

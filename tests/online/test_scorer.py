@@ -5,7 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from online.scorer import Scorer, dequantize
+from online.row_source import VersionRows
+from online.scorer import Scorer, ToScore, dequantize
+from online.verify import TOLERANCE
+from pipelines.contracts.context import CONTEXT_FEATURES
 from pipelines.contracts.errors import IntegrityError, VersionNotFound
 from pipelines.contracts.rowcodec import CODEC_NAMES, codec
 from pipelines.contracts.spec import TableSpec
@@ -44,3 +47,33 @@ def test_an_altered_upper_model_is_not_loaded(own_workspace) -> None:
 def test_an_unpublished_version_is_not_loaded(workspace_with_versions) -> None:
     with pytest.raises(VersionNotFound):
         Scorer.load(workspace_with_versions.workspace, 9, device="cpu")
+
+
+@settings(max_examples=20, deadline=None)
+@given(counts=st.lists(st.integers(1, 40), min_size=1, max_size=8), seed=st.integers(0, 99))
+def test_requests_scored_together_score_as_alone(scorer, counts, seed) -> None:
+    random = np.random.default_rng(seed)
+
+    def request(count: int) -> ToScore:
+        rows = {
+            name: codec(spec.quantization).encode(
+                random.normal(size=(1 if spec.entity == "user" else count, spec.dim)).astype(np.float32)
+            )
+            for name, spec in scorer.tables.items()
+        }
+        columns = {feature.key: random.exponential(5.0, count) for feature in CONTEXT_FEATURES}
+        columns["item_context__events_7d"][0] = np.nan
+        found = {name: np.ones(len(packed), bool) for name, packed in rows.items()}
+        now_seconds = 1.4e9 + random.integers(9e6)
+        return ToScore(VersionRows(1, scorer.manifest_sha256, rows, found), columns, count, now_seconds)
+
+    requests = [request(count) for count in counts]
+    together = scorer.score(requests)
+    assert [scored.scores.shape for scored in together] == [(count, 2) for count in counts]
+    for one, scored in zip(requests, together, strict=True):
+        np.testing.assert_allclose(scored.scores, scorer.score([one])[0].scores, atol=TOLERANCE / 10)
+
+
+@pytest.fixture(scope="module")
+def scorer(workspace_with_versions) -> Scorer:
+    return Scorer.load(workspace_with_versions.workspace, 1, device="cpu")

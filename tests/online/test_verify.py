@@ -61,7 +61,8 @@ def test_one_wrong_score_or_manifest_or_nan_is_counted(workspace_with_versions, 
     scores[-1, 0] = np.nan  # request 19
     shas = ["0" * 64 if number == 7 else sha for number, sha in enumerate(answers.manifest_sha256)]
     wrong = dataclasses.replace(answers, scores=scores, manifest_sha256=shas)
-    assert verify(workspace_with_versions.workspace, wrong, context).mixed_version == 3
+    verdict = verify(workspace_with_versions.workspace, wrong, context)
+    assert (verdict.mixed_version, verdict.wrong_scores) == (3, 2)
 
 
 def test_another_moment_is_counted(workspace_with_versions, context, answers) -> None:

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,12 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.contracts.errors import IntegrityError, InvalidTable, VersionNotFound
+from pipelines.contracts.hashing import bucket_of
 from pipelines.contracts.rowcodec import codec
-from pipelines.contracts.segment import ARRAYS, Segment
+from pipelines.contracts.segment import ARRAYS, HEADER_NAME, Segment, ranges_of
 from pipelines.contracts.segment_writer import write_segment
 from pipelines.contracts.spec import TableSpec
 
 WIDTH = 8
+HUGE_PAGE_BYTES = 2 << 20
 
 
 def spec(rows: int) -> TableSpec:
@@ -238,3 +241,62 @@ def test_a_header_that_is_not_one(tmp_path: Path) -> None:
     (tmp_path / "s" / "segment.json").write_text('{"table": {}}')
     with pytest.raises(IntegrityError, match="is corrupted"):
         Segment.open(tmp_path / "s")
+
+
+@pytest.mark.parametrize("buckets", [0, 3])
+def test_the_rows_of_a_part_of_the_ids_are_neighbours(tmp_path: Path, buckets: int) -> None:
+    """What a host of one shard enters into its memory are the rows it is asked for, and hardly others."""
+    rows = 200_000
+    path = tmp_path / "s"
+    ids = np.arange(-buckets, rows - buckets)
+    rule = "vocabulary+buckets" if buckets else "vocabulary"
+    table = TableSpec("item.kge", 8, rows, "int4", rule, "ab" * 8, buckets=buckets, hash_seed=3)
+    packed = pa.FixedSizeBinaryArray.from_buffers(pa.binary(WIDTH), rows, [None, pa.py_buffer(np.zeros((rows, WIDTH)))])
+    write_segment(
+        path, spec=table, version=1, manifest_sha256="ab",
+        batches=[pa.record_batch({"id": pa.array(ids), "row": packed})],
+    )
+    segment = Segment.open(path)
+    header, parts = json.loads((path / HEADER_NAME).read_text()), np.load(path / "parts.npy")
+    positions = segment.positions(ids[buckets:])
+    for count, surplus in ((4, 1.0), (3, 1.6)):  # the second cuts through parts of the segment
+        for number in range(count):
+            (_, head), (first, end) = ranges_of((number, count), header["index"], parts, buckets)
+            own = positions[bucket_of(ids[buckets:], buckets=count, seed=0) == number]
+            assert head == buckets and first <= own.min() and own.max() < end and end - first <= surplus * len(own)
+    assert ranges_of((0, 4), {**header["index"], "seed": 1}, parts, buckets) is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="needs Linux's account of mapped pages")
+def test_a_quarter_of_the_rows_is_in_the_memory_of_a_host_of_four(tmp_path: Path) -> None:
+    rows = 1_200_000
+    ids, path = np.arange(rows), tmp_path / "s"
+    packed = np.stack([ids, ids ^ 5], axis=1).view(np.uint8)
+    array = pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), rows, [None, pa.py_buffer(packed)])
+    write_segment(
+        path, spec=TableSpec("item.kge", 24, rows, "int4", "vocabulary", "00" * 16), version=1, manifest_sha256="ab",
+        batches=[pa.record_batch({"id": pa.array(ids), "row": array})],
+    )
+
+    def resident() -> int:
+        """Bytes of the rows that this process has mapped."""
+        total, counting = 0, False
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            if "-" in line.split()[0]:
+                counting = line.endswith(str(path / "rows.npy"))
+            elif counting and line.startswith("Rss:"):
+                total += int(line.split()[1]) * 1024
+        return total
+
+    whole = Segment.open(path)
+    size = (path / "rows.npy").stat().st_size
+    assert 0.95 * size < resident() <= 1.01 * size
+    truth = whole.lookup(ids)[0].tobytes()
+    del whole
+    assert not resident()
+    part = Segment.open(path, part=(2, 4))
+    held = resident()
+    assert 0.24 * size < held <= 0.26 * size + 3 * HUGE_PAGE_BYTES  # at both ends, and that of the id it tries
+    part.lookup(ids[bucket_of(ids, buckets=4, seed=0) == 2])
+    assert resident() == held  # what it is asked for was there
+    assert part.lookup(ids)[0].tobytes() == truth == packed.tobytes()  # and any other it has as well

@@ -1,0 +1,135 @@
+"""How many requests a server works on at a time and how many may wait; all others are refused at once."""
+
+import threading
+import time
+from collections import deque
+from types import TracebackType
+
+from online.refusal import Code, Refusal
+
+__all__ = ["Admission"]
+
+MEMORY = 1 / 16  # weight of the latest request in the mean time of one
+
+
+class Admission:
+    """At most `slots` requests inside, at most `queue` waiting, in the order in which they came.
+
+    ```
+    admit ──► a free slot, nobody waiting ──► inside ──► the slot goes straight to who has waited longest
+         ├──► place in the queue ───────────► waits ───► its deadline passes: DEADLINE
+         ├──► could not be done in time ────► DEADLINE, at once
+         └──► queue full ───────────────────► OVERLOADED, at once
+    ```
+
+    Under overload a server thus works at its full rate on requests that still can be answered in time, and who is
+    refused knows at once. Safe to use from many threads.
+
+    >>> admission = Admission(slots=2, queue=8)
+    >>> with admission.admit(0.5) as waited_s:
+    ...     admission.in_flight, waited_s
+    (1, 0.0)
+
+    Args:
+        slots: more than 0.
+        queue: 0 refuses all that cannot begin at once.
+
+    Attributes:
+        in_flight, waiting: requests now.
+    """
+
+    def __init__(self, slots: int, queue: int) -> None:
+        if slots < 1 or queue < 0:
+            raise ValueError(f"expected slots >= 1 and queue >= 0, got {slots} and {queue}")
+        self.slots, self.queue = slots, queue
+        self.in_flight = 0
+        self._waiters: deque[_Admitted] = deque()
+        self._mean_s = 0.0  # time inside, of late
+        self._lock = threading.Lock()
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiters)
+
+    def admit(self, remaining_s: float | None = None) -> "_Admitted":
+        """A context manager: entering it waits for a slot and gives the seconds waited; leaving it frees the slot.
+
+        Args:
+            remaining_s: until the caller's deadline; None: it has none.
+
+        Raises (when it is entered):
+            Refusal: OVERLOADED, at once, when the queue is full. DEADLINE, at once, when the deadline is over or too
+                near for this request's turn to come; later, when it passes while the request waits.
+        """
+        return _Admitted(self, remaining_s)
+
+    def _enter(self, request: "_Admitted") -> float:
+        remaining_s = request.remaining_s
+        if remaining_s is not None and remaining_s <= 0:
+            raise _too_late("the deadline was over when the request came")
+        with self._lock:
+            if self.in_flight < self.slots:  # then nobody waits: a freed slot goes to who waits, if anybody does
+                self.in_flight += 1
+                return 0.0
+            ahead = len(self._waiters)
+            if ahead >= self.queue:
+                raise Refusal(
+                    Code.OVERLOADED, "this server is at its limit", expected=f"at most {self.queue} requests waiting",
+                    got=f"{ahead}, and {self.in_flight} being answered",
+                    remedy="Ask another replica, or later; nothing was begun.",
+                )
+            if remaining_s is not None and remaining_s < self._mean_s * ((ahead + 1) / self.slots + 1):
+                raise _too_late(f"{remaining_s * 1e3:.0f} ms are left, and {ahead} requests wait before this one")
+            request.turn = threading.Lock()
+            request.turn.acquire()
+            self._waiters.append(request)
+        began = time.perf_counter()
+        if not request.turn.acquire(timeout=-1 if remaining_s is None else min(remaining_s, threading.TIMEOUT_MAX)):
+            self._give_up(request)
+            raise _too_late("it passed while the request waited for its turn")
+        return time.perf_counter() - began
+
+    def _give_up(self, request: "_Admitted") -> None:
+        with self._lock:
+            if request in self._waiters:
+                self._waiters.remove(request)
+            else:  # its turn came in this very moment
+                self._pass_on()
+
+    def _leave(self, inside_s: float) -> None:
+        with self._lock:
+            self._mean_s += (inside_s - self._mean_s) * MEMORY
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        if self._waiters:
+            self._waiters.popleft().turn.release()  # the slot changes hands; it never is free in between
+        else:
+            self.in_flight -= 1
+
+
+class _Admitted:
+    """One request's way through; a class and not a generator, which would take three times as long."""
+
+    __slots__ = ("_admission", "_began", "remaining_s", "turn")
+
+    def __init__(self, admission: Admission, remaining_s: float | None) -> None:
+        self._admission, self.remaining_s = admission, remaining_s
+        self.turn: threading.Lock | None = None
+
+    def __enter__(self) -> float:
+        waited_s = self._admission._enter(self)
+        self._began = time.perf_counter()
+        return waited_s
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._admission._leave(time.perf_counter() - self._began)
+
+
+def _too_late(got: str) -> Refusal:
+    return Refusal(
+        Code.DEADLINE, "the request cannot be answered in time", expected="time left for its turn and its answer",
+        got=got, remedy="Allow it more time, or ask another replica.",
+    )

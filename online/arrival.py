@@ -1,0 +1,42 @@
+"""Calls that were opened but whose message does not come: each holds one of the server's threads."""
+
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+
+import grpc
+
+__all__ = ["Arrivals"]
+
+
+class Arrivals:
+    """Waits for messages, and cancels calls whose message takes too long; by them, anybody who can connect could
+    otherwise keep all threads for as long as he likes. Safe from many threads.
+
+    Args:
+        limit_s: from when a thread begins to wait until the call is cancelled, give or take a quarter.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._waiting: dict[int, tuple[float, grpc.ServicerContext]] = {}
+        self._numbers = itertools.count()
+        threading.Thread(target=self._watch, name="arrivals", daemon=True).start()
+
+    def message(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes | None:
+        """The call's message; None if it ended without one. Raises what gRPC does when the call is cancelled."""
+        number = next(self._numbers)
+        self._waiting[number] = time.monotonic(), context
+        try:
+            return next(messages, None)
+        finally:
+            del self._waiting[number]
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(self._limit_s / 4)
+            late = time.monotonic() - self._limit_s
+            for since, context in list(self._waiting.values()):
+                if since <= late:
+                    context.cancel()

@@ -1,0 +1,183 @@
+"""Lookups over gRPC against an echo of the same bytes and Feast's feature server; and what a socket would give."""
+
+import base64
+import http.client
+import json
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+
+from online.client import LookupClient
+from online.proto import lookup_pb2, lookup_pb2_grpc
+from tests.benchmarks import echo_server
+from tests.benchmarks.feast_stock import open_store, redis_store, stock_repository
+from tests.benchmarks.harness import Result, Side, environment, interleave, overhead
+from tests.benchmarks.serving import Serving, Spent, keep_asking
+from tests.benchmarks.socket_server import SocketClient
+from tests.fleet import descendants, facet_environment, free_ports
+from tests.redis_server import RedisServer
+from tests.releases import WIDE_RANGE, published_rows
+
+__all__ = ["against_echo", "against_feast_server"]
+
+TABLE = "item.kge"
+THREADS = 4
+PROGRAMS = Path(sys.executable).parent
+FEAST_START_S = 90
+
+
+def against_echo(serving: Serving) -> Iterator[Result]:
+    """One client, one request at a time: our client and server, the echo, and the same messages over a Unix socket."""
+    address, batch = serving.fleet().cpu_tiers[0].address, serving.sizes.batch
+    client, random = LookupClient([address]), np.random.default_rng(0)
+    request_bytes, reply_bytes = _message_sizes(serving, address)
+    _, port = serving.start("tests.benchmarks.echo_server", str(reply_bytes))
+    channel = grpc.insecure_channel(f"127.0.0.1:{port}")
+    echo, message = channel.unary_unary(echo_server.METHOD), bytes(request_bytes)
+    over_socket = SocketClient(serving.socket_server()[0])
+
+    def ids() -> list[np.ndarray]:
+        return [random.choice(serving.ids("item"), batch) for _ in range(serving.sizes.calls)]
+
+    sides = {
+        "ours": Side("LookupClient to a CPU host", lambda asked: client.lookup([1], {TABLE: asked}), ids),
+        "echo": Side("grpc echo of as many raw bytes", lambda _: echo(message, timeout=2), ids),
+        "socket": Side("the same messages over a Unix socket", lambda asked: over_socket.lookup(1, TABLE, asked), ids),
+    }
+    timings = interleave(list(sides.values()), rounds=serving.sizes.rounds, label="lookup over gRPC")
+    client.close(), channel.close(), over_socket.close()
+    ours, rival, socket = (timings[side.name] for side in sides.values())
+    said = {
+        "batch": batch, "rows": serving.sizes.rows, "request_bytes": request_bytes, "reply_bytes": reply_bytes,
+        "threads": 1, "rounds": len(ours.rounds), "calls_a_round": ours.calls, "server": "grpcio, synchronous",
+        "rounds_us": {key: [s * 1e6 for s in timings[side.name].rounds] for key, side in sides.items()},
+    }
+    yield overhead(
+        "lookup512_p50_vs_grpc_echo", ours=ours.seconds * 1e6, rival=rival.seconds * 1e6, rival_name=rival.name,
+        unit="us", **said,
+    )
+    yield overhead(
+        "lookup512_p99_vs_grpc_echo", ours=ours.p99 * 1e6, rival=rival.p99 * 1e6, rival_name=rival.name, unit="us",
+        **said,
+    )
+    yield overhead(
+        "lookup512_p50_socket_vs_grpc", ours=socket.seconds * 1e6, rival=ours.seconds * 1e6, rival_name=ours.name,
+        unit="us", ours_is=socket.name, **said,
+    )
+
+
+def _message_sizes(serving: Serving, address: str) -> tuple[int, int]:
+    """Bytes of a lookup of `batch` ids and of its answer, as they go over the wire."""
+    ids = serving.ids("item")[: serving.sizes.batch]
+    request = lookup_pb2.LookupRequest(
+        request_id="0" * 16, accepted_versions=[1],
+        tables=[lookup_pb2.TableIds(name=TABLE, ids=ids.tobytes())],
+    )
+    with grpc.insecure_channel(address) as channel:
+        answer = lookup_pb2_grpc.LookupStub(channel).Lookup(request, timeout=5)
+    return request.ByteSize(), answer.ByteSize()
+
+
+def against_feast_server(serving: Serving) -> Iterator[Result]:
+    """Clients that never rest: rows per second of the server's processor time, beside Feast's server on Redis."""
+    batch, tier = serving.sizes.batch, serving.fleet().cpu_tiers[0]
+    client, (socket_path, socket_pid) = LookupClient([tier.address]), serving.socket_server()
+    known = serving.ids("item")
+    with RedisServer() as redis:
+        port, feast_pids, check = _feast_server(serving, redis)
+        connections = threading.local()
+
+        def ours(random: np.random.Generator) -> None:
+            client.lookup([1], {TABLE: random.choice(known, batch)})
+
+        def over_socket(random: np.random.Generator) -> None:
+            if not hasattr(connections, "socket"):
+                connections.socket = SocketClient(socket_path)
+            connections.socket.lookup(1, TABLE, random.choice(known, batch))
+
+        def feast(random: np.random.Generator) -> None:
+            if not hasattr(connections, "feast"):
+                connections.feast = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            _ask_feast(connections.feast, random.choice(known, batch))
+
+        check()
+        sides: dict[str, tuple[Callable[[np.random.Generator], None], list[int]]] = {
+            "ours": (ours, tier.pids), "feast": (feast, feast_pids), "socket": (over_socket, [socket_pid]),
+        }
+        spent: dict[str, list[Spent]] = {name: [] for name in sides}
+        for number in range(serving.sizes.rounds + 1):
+            for name in sides if number % 2 else reversed(sides):
+                ask, pids = sides[name]
+                once = keep_asking(ask, threads=THREADS, seconds=serving.sizes.burst_s, pids=pids, seed=number)
+                if number:  # the first turn warms up
+                    spent[name].append(once)
+    client.close()
+    by_core, by_wall = {}, {}
+    for name, turns in spent.items():
+        by_core[name] = batch * statistics.median(turn.answers / max(turn.server_cpu_s, 0.01) for turn in turns)
+        by_wall[name] = batch * statistics.median(turn.answers / turn.wall_s for turn in turns)
+    said = {
+        "batch": batch, "rows": serving.sizes.rows, "client_threads": THREADS, "rounds": serving.sizes.rounds,
+        "seconds_a_round": serving.sizes.burst_s, "measured": "rows per second of the server process's processor time",
+        "rows_per_wall_second": by_wall, "redis": "Unix socket; its own processor time is not counted",
+    }
+    yield Result(
+        "lookup_rows_per_s_vs_feast_server", by_core["ours"], by_core["feast"], "feast serve on Redis",
+        by_core["ours"] / by_core["feast"], "rows/s per core", said | environment(),
+    )
+    yield Result(
+        "lookup_rows_per_s_socket_vs_grpc", by_core["socket"], by_core["ours"], "the CPU tier over gRPC",
+        by_core["socket"] / by_core["ours"], "rows/s per core", said | environment(),
+    )
+
+
+def _feast_server(serving: Serving, redis: RedisServer) -> tuple[int, list[int], Callable[[], None]]:
+    """Stock `feast serve` over the same rows: its port, its processes, and what checks that it answers with them."""
+    repository = stock_repository(serving.repository, "server", redis_store(redis, skip_dedup=True))
+    open_store(repository).materialize(*WIDE_RANGE, feature_views=["item_kge__v1"])
+    port = free_ports(1)[0]
+    process = subprocess.Popen(
+        [str(PROGRAMS / "feast"), "serve", "--host", "127.0.0.1", "--port", str(port), "--no-access-log"],
+        cwd=repository, env=facet_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )
+    serving.stack.callback(process.wait)
+    serving.stack.callback(process.terminate)
+    deadline = time.monotonic() + FEAST_START_S
+    while True:
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+            connection.request("GET", "/health")
+            if connection.getresponse().status == 200:
+                break
+        except OSError:
+            pass
+        if time.monotonic() > deadline:
+            raise RuntimeError("feast serve did not start")
+        time.sleep(0.2)
+
+    def check() -> None:
+        ids, rows = published_rows(serving.repository.workspace, 1, TABLE)
+        answer = json.loads(_ask_feast(http.client.HTTPConnection("127.0.0.1", port, timeout=30), ids[:3]))
+        column = answer["metadata"]["feature_names"].index("row")
+        values = answer["results"][column]["values"]
+        if [base64.b64decode(value) for value in values] != [row.tobytes() for row in rows[:3]]:
+            raise RuntimeError("feast serve has other rows")
+
+    return port, [process.pid, *descendants(process.pid)], check
+
+
+def _ask_feast(connection: http.client.HTTPConnection, ids: np.ndarray) -> bytes:
+    body = json.dumps({"features": ["item_kge__v1:row"], "entities": {"item": ids.tolist()}})
+    connection.request("POST", "/get-online-features", body, {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    answer = response.read()
+    if response.status != 200:
+        raise RuntimeError(f"feast serve answered {response.status}: {answer[:300]}")
+    return answer

@@ -1,0 +1,70 @@
+"""Three times what a ranker can do: how much of it is still answered in time, how late, and how soon it recovers."""
+
+import statistics
+from collections.abc import Iterator
+from typing import Any
+
+from online.population import Population
+from online.traffic import RankTraffic, rank_traffic
+from tests.benchmarks.harness import Result, environment
+from tests.benchmarks.serving import Serving
+from tests.releases import AS_OF
+
+__all__ = ["at_three_times_capacity"]
+
+CANDIDATES = 100
+DEADLINE_MS = 500.0
+"""An answer that comes later is of no use to anybody."""
+PATIENT, IMPATIENT = 8, 96
+"""Threads of the closed loop that finds the maximum, and of the open loop: enough that no request is sent late."""
+
+
+def at_three_times_capacity(serving: Serving) -> Iterator[Result]:
+    """Turn by turn: a closed loop that saturates the ranker, an open one at three times that rate, a client alone."""
+    address, seconds = serving.fleet().rankers[0].address, serving.sizes.burst_s
+    population = Population.of_version(serving.repository.workspace, 1, seed=0)
+
+    def drive(number: int, *, concurrency: int, rate: float | None = None) -> dict[str, Any]:
+        traffic: RankTraffic = rank_traffic(
+            address, population, requests=1, seconds=seconds, concurrency=concurrency, candidates=CANDIDATES,
+            now_seconds=AS_OF.timestamp(), seed=number, rate=rate, deadline_ms=DEADLINE_MS,
+        )
+        return traffic.summary()
+
+    turns: list[dict[str, dict[str, Any]]] = []
+    drive(0, concurrency=PATIENT)  # warms up
+    for number in range(1, serving.sizes.rounds + 1):
+        before = drive(number, concurrency=1)
+        most = drive(number, concurrency=PATIENT)
+        flooded = drive(number, concurrency=IMPATIENT, rate=3 * most["goodput_per_s"])
+        after = drive(number, concurrency=1)
+        turns.append({"alone_before": before, "maximum": most, "flooded": flooded, "alone_after": after})
+
+    def median(which: str, *path: str) -> float:
+        values = []
+        for turn in turns:
+            value: Any = turn[which]
+            for key in path:
+                value = value[key]
+            values.append(float(value))
+        return statistics.median(values)
+
+    ours, best = median("flooded", "goodput_per_s"), median("maximum", "goodput_per_s")
+    yield Result(
+        "goodput_at_3x", ours, best, "the most it answers in time, closed loop", ours / best, "requests/s",
+        {
+            "ratio_is": "ours / rival", "candidates": CANDIDATES, "deadline_ms": DEADLINE_MS,
+            "rounds": len(turns), "seconds_a_turn": seconds, "offered_per_s": median("flooded", "offered_per_s"),
+            "codes": [turn["flooded"]["failures"] for turn in turns],
+            "p99_ms_of_answered": median("flooded", "latency_ms", "p99"),
+            "p99_ms_at_maximum": median("maximum", "latency_ms", "p99"),
+            "lag_p99_ms": median("flooded", "lag_ms", "p99"),
+            "alone_p50_ms_before": median("alone_before", "latency_ms", "p50"),
+            "alone_p50_ms_after": median("alone_after", "latency_ms", "p50"),
+            "alone_first_second_p99_ms_after": statistics.median(
+                turn["alone_after"]["timeline"][0]["p99_ms"] for turn in turns
+            ),
+            "goodput_rounds": [[turn[which]["goodput_per_s"] for turn in turns] for which in ("flooded", "maximum")],
+            **environment(),
+        },
+    )

@@ -1,0 +1,143 @@
+"""What the online benchmarks ask: a version of four tables, processes that serve it, and the threads of a client."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipelines.publish import publish
+from tests.fleet import Fleet, facet_environment
+from tests.releases import FeastRepository, entity_ids, write_candidate, write_context_views
+
+__all__ = ["FULL", "QUICK", "Serving", "Sizes", "Spent", "cpu_seconds", "keep_asking"]
+
+DIM = 64
+TABLES = ("user.contrastive", "user.kge", "item.contrastive", "item.kge")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is asked, and how often.
+
+    Attributes:
+        rows: of each table.
+        candidates, batch: ids of a rank request, and of a lookup.
+        calls: requests a round of a latency comparison.
+        burst_s: seconds of a round in which a server is saturated.
+    """
+
+    rows: int
+    candidates: int
+    batch: int
+    rounds: int
+    calls: int
+    burst_s: float
+
+
+FULL = Sizes(rows=200_000, candidates=500, batch=512, rounds=5, calls=300, burst_s=6.0)
+QUICK = Sizes(rows=400, candidates=20, batch=32, rounds=5, calls=5, burst_s=0.3)
+
+
+class Spent(NamedTuple):
+    """What threads that kept asking got, and what that cost the server."""
+
+    answers: int
+    wall_s: float
+    server_cpu_s: float
+
+
+@dataclass
+class Serving:
+    """Version 1, its context, and what serves it; everything is made when first asked for and ended with the stack."""
+
+    sizes: Sizes
+    scratch: Path
+    stack: ExitStack
+    _made: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def repository(self) -> FeastRepository:
+        return self._once("repository", self._publish)
+
+    def fleet(self, *, local: bool = False) -> Fleet:
+        """A CPU host and a ranker that asks it; `local`: a ranker with the tables in its own process."""
+        name = "local" if local else "remote"
+        fleet = Fleet(
+            self.repository.workspace, logs=self.scratch / f"logs-{name}", prefix=f"{name}-",
+            replicas=0 if local else 1, ranker_options=("--cpu-tier", "local") if local else (),
+        )
+        return self._once(name, lambda: self.stack.enter_context(fleet))
+
+    def ids(self, entity: str) -> np.ndarray:
+        return entity_ids(entity, self.sizes.rows)
+
+    def socket_server(self) -> tuple[str, int]:
+        """The lookup service over a Unix socket: its path and process."""
+        path = str(self.scratch / "lookup.sock")
+        workspace = str(self.repository.workspace.root)
+        process, _ = self._once("socket", lambda: self.start("tests.benchmarks.socket_server", workspace, path))
+        return path, process.pid
+
+    def start(self, *command: str) -> tuple[subprocess.Popen, str]:
+        """A process of the benchmarks' own, and the first line it prints; stopped with the stack."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.PIPE, text=True, env=facet_environment()
+        )
+        self.stack.callback(process.stdout.close)
+        self.stack.callback(process.wait)
+        self.stack.callback(process.kill)
+        line = process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{command} did not start")
+        return process, line.strip()
+
+    def _publish(self) -> FeastRepository:
+        root = self.scratch / "serving"
+        root.mkdir()
+        repository = FeastRepository.create(root)
+        candidate = write_candidate(
+            root / "candidate", rows=self.sizes.rows, dims=dict.fromkeys(TABLES, DIM), cross_rank=32, hidden=(128, 64)
+        )
+        publish(repository.workspace, candidate)
+        write_context_views(repository.workspace, self.ids("user"), self.ids("item"))
+        repository.apply()
+        repository.materialize()
+        return repository
+
+    def _once(self, name: str, make: Callable[[], Any]) -> Any:
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
+
+
+def keep_asking(
+    ask: Callable[[np.random.Generator], None], *, threads: int, seconds: float, pids: list[int], seed: int
+) -> Spent:
+    """Closed loop of several threads for some seconds; `ask` raises if it is not answered."""
+    began, before, over = time.perf_counter(), sum(map(cpu_seconds, pids)), time.perf_counter() + seconds
+
+    def work(thread: int) -> int:
+        random, answers = np.random.default_rng([seed, thread]), 0
+        while time.perf_counter() < over:
+            ask(random)
+            answers += 1
+        return answers
+
+    with ThreadPoolExecutor(threads) as pool:
+        answers = sum(pool.map(work, range(threads)))
+    return Spent(answers, time.perf_counter() - began, sum(map(cpu_seconds, pids)) - before)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Seconds of processor time that a process has used, in user and system mode."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,159 @@
+"""Never more inside than slots, never more waiting than the queue, the rest refused at once, nothing lost."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from online.admission import Admission
+from online.refusal import Code, Refusal
+
+
+def refused(admission: Admission, remaining_s: float | None = None) -> Code:
+    with pytest.raises(Refusal) as caught, admission.admit(remaining_s):
+        pass
+    return caught.value.code
+
+
+class Holder:
+    """Requests in threads of their own, that stay inside until they are let go."""
+
+    def __init__(self, admission: Admission) -> None:
+        self.admission, self.inside, self._go = admission, [], threading.Semaphore(0)
+        self._threads: list[threading.Thread] = []
+
+    def send(self, name: int, remaining_s: float | None = None) -> None:
+        """Returns when the request is inside or waits."""
+        before = self.admission.in_flight + self.admission.waiting
+
+        def hold() -> None:
+            with self.admission.admit(remaining_s):
+                self.inside.append(name)
+                assert self._go.acquire(timeout=10)
+
+        self._threads.append(threading.Thread(target=hold))
+        self._threads[-1].start()
+        until(lambda: self.admission.in_flight + self.admission.waiting == before + 1)
+
+    def let_go(self, count: int = 1) -> None:
+        self._go.release(count)
+
+    def finish(self) -> None:
+        self._go.release(len(self._threads))
+        for thread in self._threads:
+            thread.join(10)
+            assert not thread.is_alive()
+
+
+def until(condition) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+@pytest.fixture
+def full() -> Holder:
+    """One inside, two waiting, no room for another."""
+    holder = Holder(Admission(slots=1, queue=2))
+    for name in range(3):
+        holder.send(name)
+    assert (holder.admission.in_flight, holder.admission.waiting) == (1, 2)
+    yield holder
+    holder.finish()
+    assert (holder.admission.in_flight, holder.admission.waiting) == (0, 0)
+
+
+def test_who_comes_to_a_full_queue_is_refused_and_the_next_after_a_departure_is_not(full) -> None:
+    assert refused(full.admission) is Code.OVERLOADED
+    assert refused(full.admission, 60.0) is Code.OVERLOADED
+    full.let_go()
+    until(lambda: full.inside == [0, 1])
+    full.send(3)
+    assert refused(full.admission) is Code.OVERLOADED
+
+
+def test_in_the_order_in_which_they_came(full) -> None:
+    for count in (1, 2, 3):
+        until(lambda count=count: full.inside == list(range(count)))
+        full.let_go()
+
+
+def test_a_deadline_that_is_over_or_passes_in_the_queue() -> None:
+    admission = Admission(slots=1, queue=2)
+    assert refused(admission, 0.0) is Code.DEADLINE
+    assert refused(admission, -1.0) is Code.DEADLINE
+    with admission.admit(None):
+        assert refused(admission, 0.01) is Code.DEADLINE
+        assert (admission.in_flight, admission.waiting) == (1, 0)  # it does not keep its place
+    with admission.admit(1e300) as waited_s:
+        assert waited_s == 0
+
+
+def test_who_could_not_be_answered_in_time_does_not_even_wait() -> None:
+    admission = Admission(slots=1, queue=8)
+    for _ in range(4):
+        with admission.admit():
+            time.sleep(0.05)
+    with admission.admit():
+        began = time.perf_counter()
+        assert refused(admission, 0.01) is Code.DEADLINE
+        assert admission.waiting == 0
+        assert time.perf_counter() - began < 5  # it is bounded by the deadline in any case
+    with admission.admit(0.001):  # a free slot is worth trying
+        pass
+
+
+def test_an_error_inside_frees_the_slot() -> None:
+    admission = Admission(slots=1, queue=0)
+    for _ in range(3):
+        with pytest.raises(KeyError), admission.admit():
+            raise KeyError
+    with admission.admit():
+        assert refused(admission) is Code.OVERLOADED
+
+
+@pytest.mark.parametrize("sizes", [(0, 1), (-1, 1), (1, -1)])
+def test_sizes(sizes) -> None:
+    with pytest.raises(ValueError, match="slots"):
+        Admission(*sizes)
+
+
+@settings(max_examples=8, deadline=None)
+@given(slots=st.integers(1, 4), queue=st.integers(0, 6), deadlines=st.lists(
+    st.sampled_from([None, 0.0, 0.0005, 0.002, 10.0]), min_size=8, max_size=8,
+))  # fmt: skip
+def test_under_stress_the_bounds_hold_and_every_request_is_answered_or_refused(slots, queue, deadlines) -> None:
+    admission, counting = Admission(slots, queue), threading.Lock()
+    inside, most_inside, most_waiting = 0, 0, 0
+
+    def send(remaining_s: float | None) -> list[str]:
+        nonlocal inside, most_inside, most_waiting
+        outcomes = []
+        for number in range(20):
+            try:
+                with admission.admit(remaining_s):
+                    with counting:
+                        inside += 1
+                        most_inside, most_waiting = max(most_inside, inside), max(most_waiting, admission.waiting)
+                    time.sleep(0.0005 * (number % 3))
+                    with counting:
+                        inside -= 1
+                outcomes.append("OK")
+            except Refusal as refusal:
+                outcomes.append(refusal.code.name)
+        return outcomes
+
+    with ThreadPoolExecutor(len(deadlines)) as pool:
+        outcomes = list(pool.map(send, deadlines))
+    assert all(set(ended) <= {"OK", "OVERLOADED", "DEADLINE"} and len(ended) == 20 for ended in outcomes)
+    assert most_inside <= slots and most_waiting <= queue
+    assert (inside, admission.in_flight, admission.waiting) == (0, 0, 0)
+    if queue + slots >= len(deadlines):
+        assert not any("OVERLOADED" in ended for ended in outcomes)
+    for _ in range(slots):  # none was lost
+        admission.admit(None).__enter__()
+    assert admission.in_flight == slots
