@@ -5,7 +5,7 @@ from typing import Any
 
 import grpc
 
-from online.security import ClientSecurity, is_loopback
+from online.security.credentials import ClientSecurity, is_loopback
 from pipelines.contracts.errors import InvalidConfig
 
 __all__ = ["CHANNEL_OPTIONS", "open_channel"]

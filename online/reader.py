@@ -4,7 +4,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from online.shards import Shard
+from online.lookup.shards import Shard
 from pipelines.contracts.errors import IntegrityError, VersionNotFound
 from pipelines.contracts.manifest import Manifest
 from pipelines.contracts.row_store import RowReader, row_store

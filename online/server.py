@@ -14,11 +14,11 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from online.arrival import Arrivals
-from online.gate import Gate, GuardedServer
-from online.limits import Limits
-from online.roles import ROLES
-from online.security import ServerSecurity
+from online.security.arrival import Arrivals
+from online.security.credentials import ServerSecurity
+from online.security.gate import Gate, GuardedServer
+from online.security.limits import Limits
+from online.security.roles import ROLES
 from pipelines.contracts.errors import InvalidConfig
 
 __all__ = ["Endpoint", "serve_until_stopped"]
@@ -32,14 +32,14 @@ STOP_GRACE_S = 5.0
 class Endpoint:
     """One listening port with its own threads. The port is taken at once; nothing is answered before `start`.
 
-    Register services with `server`: every call of theirs passes `online.gate` first. Health is open to everybody, and
-    so is reflection where no roles are asked for.
+    Register services with `server`: every call of theirs passes `online.security.gate` first. Health is open to
+    everybody, and so is reflection where no roles are asked for.
 
     Args:
         name: also the role that callers need if `security` has roles, unless `role` names another.
         port: 0 picks a free one; `port` then names it.
         security: TLS and roles; None: plaintext, open to everybody who reaches the port.
-        limits: see `online.limits`; narrow them by `for_ids`.
+        limits: see `online.security.limits`; narrow them by `for_ids`.
         reuse_port: lets several processes of one host listen on the same port, which divides connections among them.
 
     Raises:

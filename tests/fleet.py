@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -98,6 +99,12 @@ class Host:
         self.kills += 1
         self.process.kill()
         self._reap()
+
+    def freeze(self, seconds: float) -> None:
+        """SIGSTOP for so long: its connections stay open, and nobody answers."""
+        self.process.send_signal(signal.SIGSTOP)
+        time.sleep(seconds)
+        self.process.send_signal(signal.SIGCONT)
 
     def stop(self) -> int:
         """SIGTERM, and SIGKILL if that does not help; its exit status."""

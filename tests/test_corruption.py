@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from online.hosted import HostedVersions
+from online.lookup.hosted import HostedVersions
+from online.ranking.scorer import Scorer
 from online.reader import VersionReader
-from online.scorer import Scorer
 from pipelines.audit import audit
 from pipelines.contracts.errors import FacetError
 from pipelines.contracts.manifest import Manifest

@@ -111,8 +111,8 @@ def load(
     import threading
     from datetime import UTC
 
-    from online.population import Population
-    from online.traffic import lookup_traffic, rank_traffic
+    from online.load.population import Population
+    from online.load.traffic import lookup_traffic, rank_traffic
 
     if bool(rankers) == bool(tiers):
         raise InvalidConfig(
@@ -156,7 +156,7 @@ def load(
     steps = _steps(step, rates or (None,), stop.is_set)
     text = json.dumps(steps[0] if len(steps) == 1 else {"steps": steps}, indent=1)
     if plot:
-        from online.load_plot import plot as draw
+        from online.load.plot import plot as draw
 
         with replacing_file(plot) as staging:
             staging.write_text(draw(steps))
@@ -184,8 +184,8 @@ def _verified(workspace: Workspace, traffic) -> dict[str, Any]:
 
     import torch
 
-    from online.context_source import FeastContext
-    from online.verify import verify
+    from online.ranking.context_source import FeastContext
+    from online.ranking.verify import verify
     from pipelines.contracts.context import CONTEXT_FEATURES
 
     torch.set_num_threads(1)

@@ -19,7 +19,7 @@ def logging_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )
     @wraps(command)
     def configured(*arguments: Any, log_json: bool, slow_ms: float, **options: Any) -> Any:
-        from online import request_log
+        from online.observe import request_log
 
         role = click.get_current_context().info_name or "server"
         request_log.configure(role=role, as_json=log_json, slow_ms=slow_ms)

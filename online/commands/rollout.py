@@ -12,8 +12,8 @@ from pipelines.contracts.freshness import FreshnessLimits
 from pipelines.contracts.workspace import Workspace
 
 if TYPE_CHECKING:
-    from online.rollout import Rollout
-    from online.security import ClientSecurity
+    from online.rollout.controller import Rollout
+    from online.security.credentials import ClientSecurity
 
 __all__ = ["rollout"]
 
@@ -99,8 +99,8 @@ def rollout(
     old version's, over at least --canary-seconds and --canary-requests; it is halted before that as soon as either is
     surely exceeded. The counts are the rankers' own. Exit status 2 when the version is not served everywhere.
     """
-    from online.canary import CanaryLimits
-    from online.rollout import Rollout
+    from online.rollout.canary import CanaryLimits
+    from online.rollout.controller import Rollout
 
     if back:
         plan = Rollout.take_back(workspace, security=security)
@@ -139,7 +139,7 @@ def _as_begun(
     workspace: Workspace, to: int | None, cpu_tiers: Sequence[str], rankers: Sequence[str]
 ) -> tuple[int, Sequence[str], Sequence[str]]:
     """What was not said, as the unfinished rollout has it."""
-    from online.rollout import Rollout
+    from online.rollout.controller import Rollout
     from pipelines.contracts.errors import NotPrepared
 
     try:
@@ -153,8 +153,8 @@ def _as_begun(
 
 
 def _preview(plan: "Rollout", security: "ClientSecurity | None") -> None:
-    from online.fleet import Fleet
-    from online.rollout_plan import preview
+    from online.rollout.fleet import Fleet
+    from online.rollout.plan import preview
 
     state = plan.state
     fleet = Fleet(state.plan.cpu_tiers, state.plan.rankers, security=security)

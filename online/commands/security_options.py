@@ -43,7 +43,7 @@ def server_security(command: Command) -> Command:
         *arguments: Any, tls_certificate: Path | None, tls_key: Path | None, tls_client_ca: Path | None,
         roles: Path | None, reflection: bool, plaintext: bool, **options: Any,
     ) -> Any:
-        from online.security import ServerSecurity, is_loopback
+        from online.security.credentials import ServerSecurity, is_loopback
 
         security = None
         if any((tls_certificate, tls_key, tls_client_ca, roles)):
@@ -88,7 +88,7 @@ def server_limits(command: Command) -> Command:
         *arguments: Any, max_connections: int, max_streams: int, connection_idle: float, connection_age: float,
         handshake_timeout: float, **options: Any,
     ) -> Any:
-        from online.limits import Limits
+        from online.security.limits import Limits
 
         limits = Limits(
             connections=max_connections, streams=max_streams, idle_s=connection_idle, age_s=connection_age,
@@ -136,7 +136,7 @@ def _as_client(command: Command, prefix: str, servers: str, parameter: str) -> C
         *arguments: Any, client_ca: Path | None, client_certificate: Path | None, client_key: Path | None,
         client_server_name: str | None, client_token_file: Path | None, **options: Any,
     ) -> Any:
-        from online.security import ClientSecurity
+        from online.security.credentials import ClientSecurity
 
         variable = TOKEN_VARIABLE if TOKEN_VARIABLE in os.environ and not client_token_file else None
         given = (client_ca, client_certificate, client_key, client_token_file, variable, client_server_name)

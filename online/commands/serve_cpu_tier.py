@@ -65,9 +65,9 @@ def cpu_tier(
       facet serve cpu-tier --port 7070 --admin-port 7071 --name cpu-1 --workers 4
       facet serve cpu-tier --port 7070 --admin-port 7071 --name cpu-1 --shard 0/2     a table too large for one host
     """
-    from online.cpu_host import CpuHost
     from online.host_state import HostMemory
-    from online.shards import Shard
+    from online.lookup.host import CpuHost
+    from online.lookup.shards import Shard
 
     told = CpuHost(
         workspace=workspace, host=host, port=port, admin_port=admin_port, metrics_port=metrics_port,

@@ -87,7 +87,7 @@ def ranker(
         raise click.BadParameter("only for `--cpu-tier local`; elsewhere it is the CPU tier's", param_hint="--rows")
 
     from online.host_state import HostMemory
-    from online.rank_host import RankHost
+    from online.ranking.host import RankHost
 
     RankHost(
         workspace=workspace, host=host, port=port, admin_port=admin_port, metrics_port=metrics_port,

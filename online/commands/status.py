@@ -12,7 +12,7 @@ from pipelines.contracts.errors import InvalidConfig
 from pipelines.contracts.workspace import Workspace
 
 if TYPE_CHECKING:
-    from online.security import ClientSecurity
+    from online.security.credentials import ClientSecurity
 
 __all__ = ["status"]
 
@@ -49,9 +49,9 @@ def status(
     """
     import time
 
-    from online.fleet import Fleet
-    from online.fleet_view import render, view
-    from online.rollout_state import RolloutState
+    from online.rollout.fleet import Fleet
+    from online.rollout.state import RolloutState
+    from online.rollout.view import render, view
 
     state = RolloutState.read(RolloutState.path_in(workspace))
     if not (cpu_tiers or rankers):

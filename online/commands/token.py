@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from online.roles import ROLES, token_sha256
+from online.security.roles import ROLES, token_sha256
 from pipelines.contracts.errors import InvalidConfig
 
 __all__ = ["token"]

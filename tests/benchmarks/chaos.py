@@ -8,10 +8,11 @@ python -m tests.benchmarks.chaos --seed N                                the kil
 ```
 
 ```
-16 threads of requests ──► rankers ──► CPU hosts (shards x replicas)      one process each; versions 1, 2, 3
+24 threads of requests ──► rankers ──► CPU hosts (shards x replicas)      one process each; versions 1, 2, 3
                               ▲            ▲
 facet rollout 2, 3, 1, 2 … ───┴────────────┘          killed at random: any host that has a living twin, and the
-                                                      controller; brought back at once with the same command line
+                                                      controller; brought back at once with the same command line.
+                                                      One in five of the hosts is frozen for a moment instead
 ```
 """
 
@@ -33,11 +34,11 @@ from typing import Any
 
 import click
 import torch
-from online.population import Population
-from online.traffic import RankTraffic, rank_traffic
 
-from online.context_source import FeastContext
-from online.verify import verify
+from online.load.population import Population
+from online.load.traffic import RankTraffic, rank_traffic
+from online.ranking.context_source import FeastContext
+from online.ranking.verify import verify
 from pipelines.contracts.context import CONTEXT_FEATURES
 from pipelines.contracts.durable import replacing_file
 from pipelines.publish import publish
@@ -53,6 +54,8 @@ VERSIONS = (1, 2, 3)
 ATTEMPTS, TIMEOUT_S = 20, 20.0
 """How often, and how long in all, a client tries one request: a ranker takes some ten seconds to come back."""
 MOST_TRIES_OF_A_ROLLOUT = 50
+FROZEN_SHARE, MOST_FROZEN_S = 0.2, 3.0
+"""Of what happens to hosts: being frozen instead of killed, and for how long."""
 
 
 def published_versions(root: Path, *, rows: int) -> FeastRepository:
@@ -76,6 +79,7 @@ class Chaos:
         requests, rollouts, kills: how many at least; the series goes on until all are reached.
         kill_every_s: mean time between kills.
         killed: what was killed, in order: `controller` or a host's name.
+        frozen: hosts that were stopped for a moment with all their connections open.
         rolled: the finished rollouts, in order: to which version, how many times its controller was killed, seconds.
     """
 
@@ -88,6 +92,7 @@ class Chaos:
     concurrency: int = 16
     candidates: int = 4
     killed: list[str] = field(default_factory=list)
+    frozen: list[str] = field(default_factory=list)
     rolled: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -163,10 +168,14 @@ class Chaos:
                     self._controller.kill()
                     self.killed.append("controller")
             elif self._has_a_living_twin(victim):
-                victim.kill()
-                self.killed.append(victim.name)
                 self._away.add(victim.name)
-                threading.Thread(target=self._guarded, args=(lambda host=victim: self._bring_back(host),)).start()
+                if self._random.random() < FROZEN_SHARE:
+                    self.frozen.append(victim.name)
+                    self._aside(lambda host=victim: self._freeze(host))
+                else:
+                    victim.kill()
+                    self.killed.append(victim.name)
+                    self._aside(lambda host=victim: self._bring_back(host))
 
     def _has_a_living_twin(self, host: Host) -> bool:
         """Whether somebody else answers what this host does; with nobody left, no system could."""
@@ -174,6 +183,13 @@ class Chaos:
             return False
         twins = [other for other in self.fleet.hosts if (other.role, other.shard) == (host.role, host.shard)]
         return any(twin is not host and twin.name not in self._away for twin in twins)
+
+    def _aside(self, work: Callable[[], None]) -> None:
+        threading.Thread(target=self._guarded, args=(work,)).start()
+
+    def _freeze(self, host: Host) -> None:
+        host.freeze(self._random.uniform(0.2, MOST_FROZEN_S))
+        self._away.discard(host.name)
 
     def _bring_back(self, host: Host) -> None:
         host.start().wait_ready()
@@ -194,6 +210,7 @@ def report(chaos: Chaos, traffic: RankTraffic) -> dict[str, Any]:
         "wrong_scores": verdict.wrong_scores,
         "recomputed": asdict(verdict),
         "kills_by_victim": dict(Counter(chaos.killed)),
+        "freezes": len(chaos.frozen),
         "controllers_killed_on_the_way": sum(rollout["controller_killed"] for rollout in chaos.rolled),
         "rolled_out": chaos.rolled,
         "failures": summary["failures"],
@@ -212,7 +229,7 @@ def report(chaos: Chaos, traffic: RankTraffic) -> dict[str, Any]:
 
 def series(
     directory: Path, *, requests: int, rollouts: int, kills: int, kill_every_s: float, shards: int, seed: int,
-    rows: int = 2000, concurrency: int = 16,
+    rows: int = 2000, concurrency: int = 24,
 ) -> dict[str, Any]:
     """Publish, serve, do it all at once, recompute; returns the report."""
     repository = published_versions(directory, rows=rows)

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import torch
 from feast import FeatureStore
 
-from online.scorer import dequantize
+from online.ranking.scorer import dequantize
 from pipelines.contracts.segment import Segment
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.fbgemm_lookup import FbgemmTable, HashTable, PrunedMap
@@ -49,7 +49,7 @@ class _Table:
         return self.rng.choice(self.rows, min(self.bench.sizes.batch, self.rows), replace=False)
 
     def ours(self) -> tuple[Side, Side]:
-        """ids to packed rows, and ids to fp32 rows as `online.scorer` does it."""
+        """ids to packed rows, and ids to fp32 rows as `online.ranking.scorer` does it."""
         segment = Segment.open(self.bench.segment(self.rows))
         spec = segment.spec
         known = lambda numbers: self.ids[numbers]  # noqa: E731

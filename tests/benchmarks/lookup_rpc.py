@@ -14,7 +14,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 
-from online.client import LookupClient
+from online.lookup.client import LookupClient
 from online.proto import lookup_pb2, lookup_pb2_grpc
 from tests.benchmarks import echo_server
 from tests.benchmarks.feast_stock import open_store, redis_store, stock_repository

@@ -4,8 +4,8 @@ import statistics
 from collections.abc import Iterator
 from typing import Any
 
-from online.population import Population
-from online.traffic import RankTraffic, rank_traffic
+from online.load.population import Population
+from online.load.traffic import RankTraffic, rank_traffic
 from tests.benchmarks.harness import Result, environment
 from tests.benchmarks.serving import Serving
 from tests.releases import AS_OF

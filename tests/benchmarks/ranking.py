@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from online.rank_client import RankClient
 
-from online.client import LookupClient
+from online.lookup.client import LookupClient
+from online.ranking.client import RankClient
 from tests.benchmarks.feast_stock import open_store, redis_store, stock_repository
 from tests.benchmarks.harness import Result, Side, Timing, interleave, overhead, speeds_compared
 from tests.benchmarks.serving import Serving

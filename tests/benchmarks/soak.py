@@ -28,9 +28,9 @@ from typing import Any
 
 import click
 import numpy as np
-from online.rank_client import RankClient
 
-from online.client import LookupClient
+from online.lookup.client import LookupClient
+from online.ranking.client import RankClient
 from online.refusal import Code, Refusal
 from pipelines.contracts.durable import replacing_file
 from tests.benchmarks.chaos import VERSIONS, published_versions

@@ -13,8 +13,8 @@ from typing import NoReturn
 
 import numpy as np
 
-from online.cpu_tier import LookupService
-from online.hosted import HostedVersions
+from online.lookup.hosted import HostedVersions
+from online.lookup.service import LookupService
 from online.proto import lookup_pb2
 from online.reader import VersionReader
 from pipelines.contracts.workspace import Workspace

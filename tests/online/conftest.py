@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from online.client import LookupClient
-from online.cpu_tier import ALL_IDS, CpuTierAdminService, LookupService
-from online.hosted import HostedVersions
+from online.lookup.client import LookupClient
+from online.lookup.hosted import HostedVersions
+from online.lookup.service import ALL_IDS, CpuTierAdminService, LookupService
 from online.proto import admin_pb2_grpc, lookup_pb2_grpc, rank_pb2_grpc
 from online.reader import VersionReader
 from online.server import Endpoint
@@ -83,9 +83,9 @@ def host_cpu_tier() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def host_ranker() -> Iterator[Any]:
     """Call with a Feast repository, CPU tier addresses and versions: a ranker that scores with them."""
-    from online.context_source import CombinedContext, FeastContext
-    from online.ranker import RankerAdminService, RankService, RunnableModels
-    from online.scorer import Scorer
+    from online.ranking.context_source import CombinedContext, FeastContext
+    from online.ranking.scorer import Scorer
+    from online.ranking.service import RankerAdminService, RankService, RunnableModels
     from pipelines.contracts.context import CONTEXT_FEATURES
 
     hosts: list[Hosted] = []

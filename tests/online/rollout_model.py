@@ -17,8 +17,8 @@ from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
-from online.fleet import CpuHost, FleetStatus
-from online.rollout_plan import Plan, Stage, Step
+from online.rollout.fleet import CpuHost, FleetStatus
+from online.rollout.plan import Plan, Stage, Step
 
 CPU_HOSTS, RANKERS = ("cpu-0", "cpu-1"), ("gpu-0", "gpu-1")
 ONE = 1 << 1
@@ -81,7 +81,7 @@ def fleet_of(cpus: tuple[tuple, ...], rankers: tuple[int, ...], sharded: bool) -
 
 
 def cpu_after(cpu: Cpu, step: Step) -> Cpu | None:
-    """A CPU host's own rules (online/hosted.py); None: refused."""
+    """A CPU host's own rules (online/lookup/hosted.py); None: refused."""
     bit = 1 << step.version
     if step.action == "load":
         return cpu._replace(

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from online.hosted import HostedVersions
+from online.lookup.hosted import HostedVersions
+from online.lookup.row_source import RowSource, VersionRows
 from online.refusal import Code, Refusal
-from online.row_source import RowSource, VersionRows
 from tests.releases import DIMS, FeastRepository, published_rows
 
 __all__ = ["RowSourceCases"]

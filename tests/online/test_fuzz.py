@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from online.channel import open_channel
-from online.client import LookupClient
+from online.lookup.client import LookupClient
 from online.proto import lookup_pb2, rank_pb2
-from online.rank_client import RankClient
+from online.ranking.client import RankClient
 from tests.fleet import anonymous_bytes, descriptors
 from tests.online.http2 import call_beginning, frame
 from tests.releases import published_rows

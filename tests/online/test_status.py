@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from online.commands.status import status
-from online.rank_client import RankClient
-from online.rollout import Rollout
+from online.ranking.client import RankClient
+from online.rollout.controller import Rollout
 from pipelines.contracts.errors import InvalidConfig
 
 

@@ -28,7 +28,7 @@ import grpc
 import numpy as np
 import pytest
 
-from online.client import LookupClient
+from online.lookup.client import LookupClient
 from online.refusal import Refusal
 from pipelines.audit import audit
 from pipelines.contracts.durable import remove_directory

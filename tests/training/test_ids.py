@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from online.verify import OfflineVersion
+from online.ranking.verify import OfflineVersion
 from pipelines.contracts.errors import IntegrityError, InvalidConfig, InvalidTable, NotPrepared
 from pipelines.contracts.idrule import IdRule
 from pipelines.contracts.manifest import Manifest

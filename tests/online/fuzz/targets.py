@@ -13,14 +13,14 @@ import atheris
 import grpc
 import numpy as np
 
-from online.arrival import Arrivals
-from online.gate import Gate, GuardedServer
-from online.hosted import HostedVersions
+from online.lookup.hosted import HostedVersions
+from online.lookup.shards import cut
 from online.proto import lookup_pb2, lookup_pb2_grpc, rank_pb2, rank_pb2_grpc
 from online.reader import VersionReader
 from online.refusal import Code
-from online.roles import Identity, Roles, token_sha256
-from online.shards import cut
+from online.security.arrival import Arrivals
+from online.security.gate import Gate, GuardedServer
+from online.security.roles import Identity, Roles, token_sha256
 from pipelines.contracts.errors import FacetError
 from pipelines.contracts.manifest import Manifest
 from pipelines.contracts.workspace import Workspace
@@ -107,7 +107,7 @@ def packed(data: atheris.FuzzedDataProvider, known: np.ndarray) -> bytes:
 
 def lookup(workspace: Workspace) -> Target:
     """`Lookup`: an answer has, for each id, its row or the default row, of an accepted version."""
-    from online.cpu_tier import LookupService
+    from online.lookup.service import LookupService
 
     versions = HostedVersions(lambda version: VersionReader.open(workspace, version))
     for version in (1, 2):
@@ -158,10 +158,10 @@ def rank(workspace: Workspace) -> Target:
     """`Rank`: an answer has a probability for each candidate and task."""
     import torch
 
-    from online.context_source import FeastContext
-    from online.ranker import RankService, RunnableModels
-    from online.same_host import SameHostRows
-    from online.scorer import Scorer
+    from online.lookup.same_host import SameHostRows
+    from online.ranking.context_source import FeastContext
+    from online.ranking.scorer import Scorer
+    from online.ranking.service import RankService, RunnableModels
 
     torch.set_num_threads(1)
     versions = HostedVersions(lambda version: VersionReader.open(workspace, version))

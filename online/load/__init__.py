@@ -1,0 +1,1 @@
+"""Traffic against servers that run, recorded."""

@@ -1,0 +1,329 @@
+"""The client of the CPU tier: it names the versions it can use and gets all tables, of all shards, from one of them."""
+
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import numpy as np
+
+from online.lookup.replicas import Asking, Replicas, targets_by_shard
+from online.lookup.row_source import VersionRows
+from online.lookup.shards import cut
+from online.printable import printable
+from online.proto import lookup_pb2, lookup_pb2_grpc
+from online.refusal import Code, Refusal
+
+if TYPE_CHECKING:
+    from online.security.credentials import ClientSecurity
+
+__all__ = ["LookupClient", "PendingLookup"]
+
+logger = logging.getLogger(__name__)
+
+_AGAIN = frozenset({Code.LOOKUP_UNAVAILABLE, Code.DEADLINE, Code.OVERLOADED, Code.VERSION_NOT_AVAILABLE})
+_ONCE = frozenset({Code.DEADLINE, Code.VERSION_NOT_AVAILABLE})
+
+Answers = dict[tuple[int, str], dict[int, VersionRows]]
+"""Rows by the version they name, number and hash of the manifest, and by the shard that answered them."""
+
+
+class LookupClient:
+    """Rows from the hosts of a CPU tier, of one version in every answer. Safe to use from several threads.
+
+    Every host may hold all rows, or a part of them; of each part there may be replicas:
+
+    ```
+    ids ── cut by hash ──┬─ shard 0 ──► one of its replicas ──┐
+                         └─ shard 1 ──► one of its replicas ──┴─ one version and manifest? ── rows, in order
+                                               ▲                          │ no
+                                               └── accepting only one ────┘
+    ```
+
+    All shards are asked under one request id, by which those of them that try a canary choose alike. Should their
+    answers differ, because hosts are promoted one after the other, the shards that are outvoted are asked again.
+
+    A host that cannot be reached, is overloaded or has none of the versions is followed by the next, `attempts` times
+    in all and never past the deadline; any other refusal is final.
+
+    >>> client = LookupClient(["127.0.0.1:50051"])                                        # doctest: +SKIP
+    >>> client.lookup([1, 2], {"item.kge": np.array([17, 42])}).version                   # doctest: +SKIP
+
+    Args:
+        targets: `host:port`, each with all rows, or `index/count=host:port`; several of the same part are replicas.
+        timeout_s: for a request, attempts included.
+        attempts: how often one question is sent to the replicas of a shard.
+        connections: to every host; more than one where several workers share its port.
+
+    Raises:
+        InvalidConfig: the targets do not make one whole tier.
+    """
+
+    def __init__(
+        self, targets: Sequence[str], *, timeout_s: float = 2.0, attempts: int = 4,
+        security: "ClientSecurity | None" = None, connections: int = 1,
+    ) -> None:
+        self._shards = [
+            Replicas(addresses, _lookup_method, security=security, connections=connections)
+            for addresses in targets_by_shard(targets)
+        ]
+        self._timeout_s, self._attempts = timeout_s, attempts
+        self._name, self._number = os.urandom(8).hex(), count()
+        cut(np.zeros(1, np.int64), len(self._shards))  # loads what is compiled now, so that no request waits for it
+
+    def start(
+        self, accepted: Sequence[int], ids: Mapping[str, np.ndarray], *, request_id: str = "",
+        timeout_s: float | None = None,
+    ) -> "PendingLookup":
+        """Send a lookup and return at once.
+
+        Args:
+            accepted: versions the caller can use.
+            ids: table -> int64 (B,).
+            timeout_s: for this request, attempts included; no longer than the client's own.
+        """
+        return PendingLookup(self._question(accepted, ids, request_id, timeout_s))
+
+    def lookup(
+        self, accepted: Sequence[int], ids: Mapping[str, np.ndarray], *, request_id: str = "",
+        timeout_s: float | None = None,
+    ) -> VersionRows:
+        """As `start` and `result` at once, and faster: this thread waits on the call itself.
+
+        Args:
+            accepted, ids, timeout_s: as for `start`.
+
+        Raises:
+            Refusal: as `PendingLookup.result`.
+        """
+        question = self._question(accepted, ids, request_id, timeout_s)
+        for part in question.parts[1:]:
+            part.send()
+        return question.rows()
+
+    def close(self) -> None:
+        for replicas in self._shards:
+            replicas.close()
+
+    def _question(
+        self, accepted: Sequence[int], ids: Mapping[str, np.ndarray], request_id: str, timeout_s: float | None
+    ) -> "_Question":
+        deadline = time.monotonic() + (self._timeout_s if timeout_s is None else min(timeout_s, self._timeout_s))
+        limits = {"attempts": self._attempts, "deadline": deadline, "again": _AGAIN, "once": _ONCE}
+        return _Question(self._shards, accepted, ids, request_id or f"{self._name}-{next(self._number):x}", limits)
+
+
+class PendingLookup:
+    """A lookup under way.
+
+    Attributes:
+        finished_at: `time.perf_counter()` when the latest answer came; None before.
+    """
+
+    def __init__(self, question: "_Question") -> None:
+        self._question = question
+        self.finished_at: float | None = None
+        for part in question.parts:
+            part.send(self._note_time)
+
+    def _note_time(self, _: Any) -> None:
+        self.finished_at = time.perf_counter()
+
+    def result(self) -> VersionRows:
+        """Wait for the rows.
+
+        Raises:
+            Refusal: what a server refused; LOOKUP_UNAVAILABLE when no host of a shard could be reached;
+                VERSION_NOT_AVAILABLE when there is no version that all shards answer; VERSION_MISMATCH when an answer
+                does not fit the question.
+        """
+        rows = self._question.rows()
+        if self._question.asked_again:
+            self._note_time(None)
+        return rows
+
+
+class _Question:
+    """A lookup, as one part for each shard that has some of its ids.
+
+    Attributes:
+        parts: at least one.
+        asked_again: whether shards had to be, since they did not agree.
+    """
+
+    asked_again = False
+
+    def __init__(
+        self, shards: Sequence[Replicas], accepted: Sequence[int], ids: Mapping[str, np.ndarray], request_id: str,
+        limits: dict[str, Any],
+    ) -> None:
+        self._accepted, self._request_id = accepted, request_id
+        if len(shards) == 1:
+            self.parts = [self._part(0, shards, ids, limits)]
+            return
+        self._cuts = {name: cut(values, len(shards)) for name, values in ids.items()}
+        of_shards: list[dict[str, np.ndarray]] = [{} for _ in shards]
+        for name, table in self._cuts.items():
+            for number, tables in enumerate(of_shards):
+                part_ids = table.of(number)
+                if len(part_ids):
+                    tables[name] = part_ids
+        # Tables without ids go along: somebody has to say whether the version has them.
+        first = next((tables for tables in of_shards if tables), of_shards[0])
+        first.update({name: table.ids for name, table in self._cuts.items() if not len(table.ids)})
+        self.parts = [
+            self._part(number, shards, tables, limits)
+            for number, tables in enumerate(of_shards)
+            if tables or (not ids and not number)
+        ]
+
+    def _part(
+        self, number: int, shards: Sequence[Replicas], tables: Mapping[str, np.ndarray], limits: dict[str, Any]
+    ) -> "_Part":
+        request = lookup_pb2.LookupRequest(request_id=self._request_id, accepted_versions=self._accepted)
+        for name, ids in tables.items():
+            request.tables.add(name=name, ids=np.ascontiguousarray(ids, "<i8").tobytes())
+        if len(shards) > 1:
+            request.shard.index, request.shard.count = number, len(shards)
+        sizes = {name: len(ids) for name, ids in tables.items()}
+        return _Part(number, shards[number], request, sizes, self._accepted, limits)
+
+    def rows(self) -> VersionRows:
+        """Wait for the parts until they agree; raises `Refusal`."""
+        if len(self.parts) == 1:
+            return self.parts[0].rows()  # in the order of the batch: cutting it leaves the order within a shard
+        answers: Answers = {}
+        self._gather(self.parts, answers)
+        elected: set[int] = set()
+        while True:
+            for of_parts in answers.values():
+                if len(of_parts) == len(self.parts):
+                    return self._merged(of_parts)
+            version = self._elect(answers, elected)
+            elected.add(version)
+            # of two manifests under one number, the one that more shards answered
+            settled = max((of for named, of in answers.items() if named[0] == version), key=len, default={})
+            outvoted = [part for part in self.parts if part.number not in settled]
+            logger.info(
+                "lookup %s: shards answered %s; asking for %d", printable(self._request_id), list(answers), version
+            )
+            self.asked_again = True
+            for part in outvoted:
+                part.accept_only(version)
+            for part in outvoted[1:]:
+                part.send()
+            try:
+                self._gather(outvoted, answers)
+            except Refusal as refusal:
+                if refusal.code is not Code.VERSION_NOT_AVAILABLE:
+                    raise
+
+    @staticmethod
+    def _gather(parts: Sequence["_Part"], answers: Answers) -> None:
+        """Wait for all of `parts`, or for the first refusal among them, which is raised."""
+        for number, part in enumerate(parts):
+            try:
+                rows = part.rows()
+            except Refusal:
+                for other in parts[number + 1 :]:
+                    other.cancel()
+                raise
+            answers.setdefault((rows.version, rows.manifest_sha256), {})[part.number] = rows
+
+    def _elect(self, answers: Answers, elected: set[int]) -> int:
+        """The version to settle on: the one that most shards answered, then the others; raises when none is left."""
+        votes = Counter({version: 0 for version in self._accepted})
+        for (version, _), of_parts in answers.items():
+            votes[version] += len(of_parts)
+        left = [(count_, version) for version, count_ in votes.items() if version not in elected]
+        if left:
+            return max(left)[1]  # of two with as many votes the newer: it is the older that is on its way out
+        versions = sorted({version for version, _ in answers})
+        if len(versions) < len(answers):
+            raise Refusal(
+                Code.VERSION_MISMATCH, f"shards differ in what they answer to lookup {self._request_id}",
+                expected="one manifest for each version", got=f"{[(v, sha[:12]) for v, sha in answers]}",
+                remedy="Let all hosts read the same published versions.",
+            )
+        raise Refusal(
+            Code.VERSION_NOT_AVAILABLE, f"no version is answered by all shards of lookup {self._request_id}",
+            expected=f"one of {sorted(votes)} on every shard", got=f"{versions} on some",
+            remedy="Load one of the accepted versions on every shard.", versions=tuple(versions),
+        )
+
+    def _merged(self, of_parts: dict[int, VersionRows]) -> VersionRows:
+        """One answer of the parts', which name the same version."""
+        some = next(iter(of_parts.values()))
+        rows, found = {}, {}
+        for name, table in self._cuts.items():
+            pieces = {number: part for number, part in of_parts.items() if name in part.rows}
+            widths = {part.rows[name].shape[1] for part in pieces.values()}
+            if len(widths) > 1:
+                raise Refusal(
+                    Code.VERSION_MISMATCH, f"shards differ in their rows of {name}", expected="rows of one width",
+                    got=f"{sorted(widths)} bytes", remedy="Check what listens at those addresses.",
+                )
+            rows[name] = np.empty((len(table.ids), widths.pop()), np.uint8)
+            found[name] = np.empty(len(table.ids), np.bool_)
+            for number, part in pieces.items():
+                table.put_back(number, part.rows[name], rows[name])
+                table.put_back(number, part.found[name], found[name])
+        return VersionRows(some.version, some.manifest_sha256, rows, found)
+
+
+class _Part:
+    """What one shard is asked, and the rows it answers."""
+
+    def __init__(
+        self, number: int, replicas: Replicas, request: lookup_pb2.LookupRequest, sizes: dict[str, int],
+        accepted: Sequence[int], limits: dict[str, Any],
+    ) -> None:
+        self.number = number
+        self._replicas, self._request, self._sizes, self._accepted = replicas, request, sizes, accepted
+        self._limits = limits
+        self._asking = Asking(replicas, request, **limits)
+
+    def send(self, done: Callable[[Any], None] | None = None) -> None:
+        self._asking.send(done)
+
+    def cancel(self) -> None:
+        self._asking.cancel()
+
+    def accept_only(self, version: int) -> None:
+        """Be ready to ask anew, for this version."""
+        self._accepted = (version,)
+        self._request.accepted_versions[:] = self._accepted
+        self._asking = Asking(self._replicas, self._request, **self._limits)
+
+    def rows(self) -> VersionRows:
+        """Wait for what was sent, or ask and wait in this thread; raises `Refusal`."""
+        answer = self._asking.result()
+        rows, found = {}, {}
+        fits = answer.version in self._accepted and len(answer.tables) == len(self._sizes)
+        for (name, size), table in zip(self._sizes.items(), answer.tables, strict=False):
+            packed, mask, row_bytes = table.rows, table.found, table.row_bytes
+            fits = (
+                fits and table.name == name and len(mask) == size and row_bytes > 0
+                and len(packed) == size * row_bytes and not mask.translate(None, b"\0\1")
+            )
+            if fits:
+                rows[name] = np.frombuffer(packed, np.uint8).reshape(size, row_bytes)
+                found[name] = np.frombuffer(mask, np.bool_)
+        if not fits:
+            got = [(table.name, len(table.found), table.row_bytes, len(table.rows)) for table in answer.tables]
+            raise Refusal(
+                Code.VERSION_MISMATCH, f"answer of {self._asking.target} to lookup {self._request.request_id}",
+                expected=f"a version of {list(self._accepted)}, and of {self._sizes} as many rows",
+                got=f"version {answer.version}, and (table, rows, bytes of a row, of all) {got}",
+                remedy="Check what listens at that address.",
+            )
+        return VersionRows(answer.version, answer.manifest_sha256, rows, found)
+
+
+def _lookup_method(channel: grpc.Channel) -> Any:
+    return lookup_pb2_grpc.LookupStub(channel).Lookup
+

@@ -1,0 +1,222 @@
+"""Servers that can answer the same question: which is asked next, and which refusals are worth another try."""
+
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from online.channel import open_channel
+from online.lookup.shards import Shard
+from online.printable import printable
+from online.refusal import Code, refusal_from
+from pipelines.contracts.errors import InvalidConfig
+
+if TYPE_CHECKING:
+    from online.security.credentials import ClientSecurity
+
+__all__ = ["Asking", "Replicas", "targets_by_shard"]
+
+logger = logging.getLogger(__name__)
+
+REST_S = 1.0  # for which a server that could not be reached is passed over while there are others
+PAUSE_S = {Code.OVERLOADED: 0.005}  # after every server was tried; doubled each time
+OTHER_PAUSE_S = 0.05  # gives a restart a moment
+MAX_PAUSE_S = 1.0
+SHORTEST_S = 0.001  # a timeout that gRPC still takes for one
+
+
+def targets_by_shard(targets: Sequence[str]) -> list[list[str]]:
+    """Addresses by shard, replicas together, of `host:port`, which has all ids, or `index/count=host:port`.
+
+    >>> targets_by_shard(["0/2=a:1", "1/2=b:1", "0/2=c:1"])
+    [['a:1', 'c:1'], ['b:1']]
+
+    Raises:
+        InvalidConfig: there are none, they divide the ids in different ways, a shard is missing, or an address is
+            named twice.
+    """
+    shards: dict[Shard, list[str]] = {}
+    for target in targets:
+        shard, equals, address = target.rpartition("=")
+        shards.setdefault(Shard.parse(shard) if equals else Shard(0, 1), []).append(address)
+    counts = {shard.count for shard in shards}
+    if len(counts) != 1:
+        raise InvalidConfig(
+            "servers", expected="at least one host:port, or each shard as index/count=host:port, all of one count",
+            got=", ".join(targets) or "none", remedy="Name replicas of one division of the ids.",
+        )
+    missing = [str(shard) for shard in (Shard(i, max(counts)) for i in range(max(counts))) if shard not in shards]
+    if missing:
+        raise InvalidConfig(
+            "servers", expected="at least one for every shard", got=f"none for {', '.join(missing)}",
+            remedy="Name a host of each, as index/count=host:port.",
+        )
+    addresses = [address for replicas in shards.values() for address in replicas]
+    if len(set(addresses)) < len(addresses):
+        raise InvalidConfig(
+            "servers", expected="every address once", got=", ".join(targets),
+            remedy="Name each host once; `connections` opens several connections to each.",
+        )
+    return [shards[shard] for shard in sorted(shards, key=lambda shard: shard.index)]
+
+
+class _Replica:
+    """One server.
+
+    Attributes:
+        rests_until: of `time.monotonic()`; it is passed over until then.
+    """
+
+    def __init__(self, target: str, channels: list[grpc.Channel], open_method: Callable[[grpc.Channel], Any]) -> None:
+        self.target, self.channels = target, channels
+        self.methods = [open_method(channel) for channel in channels]
+        self.rests_until = 0.0
+
+
+class Replicas:
+    """Servers that can answer the same question, asked in turn. Safe to use from several threads.
+
+    Args:
+        open_method: channel -> the remote method, to be called as `method(request, timeout=…)`.
+        connections: to each server. Several workers behind one port share its connections, not its requests.
+    """
+
+    def __init__(
+        self, targets: Sequence[str], open_method: Callable[[grpc.Channel], Any], *,
+        security: "ClientSecurity | None" = None, connections: int = 1,
+    ) -> None:
+        if not targets:
+            raise InvalidConfig("servers", expected="at least one host:port", got="none", remedy="Name one.")
+        if connections < 1:
+            raise InvalidConfig(
+                "connections", expected="at least 1", got=str(connections), remedy="Choose another number."
+            )
+        own = connections > 1
+        self._replicas = [
+            _Replica(
+                target, [open_channel(target, security, own_connection=own) for _ in range(connections)], open_method
+            )
+            for target in targets
+        ]
+        self._connections = connections
+        self._turn = count(random.randrange(len(targets)))  # clients that start together begin at different servers
+
+    def __len__(self) -> int:
+        return len(self._replicas)
+
+    def next(self, passed_over: Sequence[_Replica]) -> tuple[_Replica, Any]:
+        """The server whose turn it is, and its method; one that rests, or is passed over, only if there is no other."""
+        turn = next(self._turn)
+        round_, number = divmod(turn, len(self._replicas))
+        replica = self._replicas[number]
+        if len(self._replicas) > 1:
+            now = time.monotonic()
+            if replica in passed_over or replica.rests_until > now:
+                rest = [other for other in self._replicas if other not in passed_over] or self._replicas
+                awake = [other for other in rest if other.rests_until <= now]
+                replica = random.choice(awake) if awake else min(rest, key=lambda other: other.rests_until)
+        return replica, replica.methods[round_ % self._connections]
+
+    def close(self) -> None:
+        for replica in self._replicas:
+            for channel in replica.channels:
+                channel.close()
+
+
+class Asking:
+    """One question on its way over the replicas: answered by one of them, or refused for good.
+
+    Args:
+        attempts: how often it is sent at most.
+        deadline: of `time.monotonic()`, attempts and pauses included.
+        again: refusals after which another server is asked.
+        once: those of them after which a server is not asked a second time: it would say the same, or hangs.
+    """
+
+    def __init__(
+        self, replicas: Replicas, request: Any, *, attempts: int, deadline: float, again: frozenset[Code],
+        once: frozenset[Code] = frozenset(),
+    ) -> None:
+        self._replicas, self.request, self._attempts, self._deadline = replicas, request, attempts, deadline
+        self._again, self._once = again, once
+        self._sent = self._pauses = 0
+        self._future: grpc.Future | None = None
+        self._asked: list[_Replica] = []  # since the last pause
+        self._final: list[_Replica] = []  # will not answer this question
+
+    def call(self) -> Any:
+        """Ask and wait in this thread; raises `Refusal`."""
+        while True:
+            method = self._method()
+            try:
+                return method(self.request, timeout=self._try_s())
+            except grpc.RpcError as error:
+                self._refused(error)
+
+    def send(self, done: Callable[[grpc.Future | None], None] | None = None) -> None:
+        """Ask and return at once; `done` is called when it is answered or refused, and if it has to be
+        asked again, once more at the end."""
+        self._future, self._done = self._method().future(self.request, timeout=self._try_s()), done
+        if done:
+            self._future.add_done_callback(done)
+
+    def result(self) -> Any:
+        """Wait for the answer to what was sent; if nothing was, ask and wait in this thread. Raises `Refusal`."""
+        if self._future is None:
+            return self.call()
+        try:
+            return self._future.result()
+        except grpc.RpcError as error:
+            self._refused(error)
+        answer = self.call()
+        if self._done:
+            self._done(None)
+        return answer
+
+    def cancel(self) -> None:
+        """Wait no longer for what was sent, if anything was."""
+        if self._future is not None:
+            self._future.cancel()
+
+    @property
+    def target(self) -> str:
+        """The server asked last."""
+        return self._replica.target
+
+    def _method(self) -> Any:
+        self._replica, method = self._replicas.next(self._asked)
+        self._sent += 1
+        return method
+
+    def _try_s(self) -> float:
+        """Until when this try is waited for: a server that hangs must leave time to ask another."""
+        remaining_s = max(self._deadline - time.monotonic(), SHORTEST_S)
+        another = len(self._replicas) > 1 and self._sent < self._attempts
+        return remaining_s / 2 if another else remaining_s
+
+    def _refused(self, error: grpc.RpcError) -> None:
+        """Return when another try is worth it, after a pause if every server has been asked; else raise."""
+        refusal, replica = refusal_from(error, self._replica.target), self._replica
+        if refusal.code in (Code.LOOKUP_UNAVAILABLE, Code.DEADLINE):
+            replica.rests_until = time.monotonic() + REST_S
+        if refusal.code not in self._again or self._sent >= self._attempts:
+            raise refusal from error
+        self._asked.append(replica)
+        if refusal.code in self._once:
+            self._final.append(replica)
+        if len(self._final) >= len(self._replicas):
+            raise refusal from error
+        pause_s = 0.0
+        if len(self._asked) >= len(self._replicas):
+            self._asked = list(self._final)
+            pause_s = min(PAUSE_S.get(refusal.code, OTHER_PAUSE_S) * 2**self._pauses, MAX_PAUSE_S)
+            pause_s *= random.uniform(0.5, 1.5)  # so that those refused together do not come back together
+            self._pauses = min(self._pauses + 1, 16)
+        if time.monotonic() + pause_s >= self._deadline:
+            raise refusal from error
+        logger.info("request %s: %s; trying again", printable(self.request.request_id), refusal)
+        time.sleep(pause_s)

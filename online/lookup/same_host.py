@@ -1,0 +1,114 @@
+"""Rows for a ranker on the machine where they lie: from segments mapped in its own process, without a remote call."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+
+from online.lookup.hosted import HostedVersions
+from online.lookup.row_source import VersionRows
+from online.observe import metrics
+from online.reader import VersionReader
+from online.refusal import Code, Refusal, as_refusal
+from pipelines.contracts.errors import FacetError
+
+__all__ = ["FetchedRows", "SameHostRows"]
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedRows:
+    """A lookup that is over.
+
+    Attributes:
+        finished_at: `time.perf_counter()` when it was.
+    """
+
+    finished_at: float
+    answer: VersionRows | Refusal
+
+    def result(self) -> VersionRows:
+        """The rows; raises `Refusal`."""
+        if isinstance(self.answer, Refusal):
+            raise self.answer
+        return self.answer
+
+
+class SameHostRows:
+    """Rows from the versions that this process itself hosts: a `RowSource` that decides, counts and refuses as a CPU
+    host does, under the same rollouts. The pages are those of every other process here that maps the same segments.
+
+    ```
+    over RPC    start ──► pack ──► socket ──► another thread's turn ──► unpack ──► lookup ──► … and all of it back
+    same host   start ──► lookup
+    ```
+
+    `start` looks the rows up before it returns. 512 rows of mapped segments take some ten microseconds; handing them
+    to another thread and waiting for it takes several times as long, and both would want the same interpreter. So there
+    is nothing to overlap, and who comes back for `result` finds the rows in the processor's cache. (Rows in Redis do
+    take long: for those, a CPU host is the right place.)
+
+    >>> source = SameHostRows(hosted)                                                     # doctest: +SKIP
+    >>> source.start([1, 2], {"item.kge": np.array([17, 42])}).result().version           # doctest: +SKIP
+    """
+
+    def __init__(self, hosted: HostedVersions) -> None:
+        self._hosted = hosted
+        self._name, self._number = os.urandom(8).hex(), count()
+
+    def start(
+        self, accepted: Sequence[int], ids: Mapping[str, np.ndarray], *, request_id: str = "",
+        timeout_s: float | None = None,
+    ) -> FetchedRows:
+        """Look rows up at once; a refusal waits for `result`.
+
+        Args:
+            accepted: versions the caller can use.
+            ids: table -> int64 (B,).
+            request_id: decides whether a canary answers.
+            timeout_s: not needed; there is nothing to wait for.
+        """
+        began, code = time.perf_counter(), "OK"
+        try:
+            answer = self._fetch(accepted, ids, request_id or f"{self._name}-{next(self._number):x}")
+        except FacetError as error:
+            answer = as_refusal(error)
+            code = answer.code.name
+        ended = time.perf_counter()
+        metrics.observe_request("lookup", code, ended - began)
+        return FetchedRows(ended, answer)
+
+    def lookup(self, accepted: Sequence[int], ids: Mapping[str, np.ndarray], *, request_id: str = "") -> VersionRows:
+        """`start` and `result` at once; raises `Refusal`."""
+        return self.start(accepted, ids, request_id=request_id).result()
+
+    def close(self) -> None:
+        """Nothing: the versions belong to who hosts them."""
+
+    def _fetch(self, accepted: Sequence[int], ids: Mapping[str, np.ndarray], request_id: str) -> VersionRows:
+        if not accepted:
+            raise Refusal(
+                Code.NO_ACCEPTED_VERSIONS, "accepted_versions", expected="at least one", got="none",
+                remedy="Name the versions you can use; there is no 'latest'.",
+            )
+        if not ids:
+            raise Refusal(Code.NO_TABLES, "tables", expected="at least one", got="none", remedy="Name the tables.")
+        rows, found = {}, {}
+        with self._hosted.answering_from(accepted, request_id) as hosted:
+            for name, values in ids.items():
+                rows[name], found[name] = _rows_of(hosted.reader, name, values)
+        for name, mask in found.items():
+            metrics.count_rows(name, len(mask), int(np.count_nonzero(mask)))
+        metrics.count_answer("cpu-tier", hosted.version)
+        return VersionRows(hosted.version, hosted.manifest_sha256, rows, found)
+
+
+def _rows_of(reader: VersionReader, name: str, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if name not in reader.tables:
+        raise Refusal(
+            Code.TABLE_UNKNOWN, f"table {name!r} of version {reader.version}", expected=f"one of {list(reader.tables)}",
+            got=repr(name), remedy="Ask for a table that the version has.", versions=(reader.version,),
+        )
+    return reader.lookup(name, ids)

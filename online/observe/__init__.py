@@ -1,0 +1,1 @@
+"""What servers count and log."""

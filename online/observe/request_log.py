@@ -1,0 +1,176 @@
+"""What servers log: nothing for a request that is answered in time; one line, at a bounded rate, for one that is not.
+
+Every line that is logged while a request is served carries the request's id, whoever logs it. As JSON (`facet serve …
+--log-json`), one object a line:
+
+    {"time": "2026-01-31T12:00:00.123Z", "level": "WARNING", "logger": "online.observe.request_log", "role": "ranker",
+     "message": "rank refused: OVERLOADED", "request_id": "7f3a", "code": "OVERLOADED", "ms": 0.2}
+"""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Hashable
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any
+
+from online.observe import metrics
+from online.printable import printable
+from online.refusal import Code, as_refusal
+from pipelines.contracts.errors import FacetError
+
+__all__ = ["JsonFormatter", "LimitedRate", "ServedRequest", "configure", "current_request"]
+
+logger = logging.getLogger(__name__)
+
+MAX_ID = 64
+MAX_TEXT = 4096
+LINES_PER_SECOND = 10
+
+current_request: ContextVar[str] = ContextVar("current_request", default="")
+"""Id of the request that this thread serves; empty outside of one."""
+
+
+class LimitedRate:
+    """At most `limit` events a second of each key; says how many were left out. Safe from many threads.
+
+    >>> rate = LimitedRate(1)
+    >>> rate.admit("a", now=0.0), rate.admit("a", now=0.5), rate.admit("a", now=1.0)
+    (0, None, 1)
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._windows, self._changing = limit, {}, threading.Lock()
+
+    def admit(self, key: Hashable, *, now: float | None = None) -> int | None:
+        """None: leave this one out. Else how many of the key were left out since the last that was not.
+
+        Args:
+            key: of few values, such as a code; each is remembered.
+            now: seconds on any clock that does not run backwards.
+        """
+        now = time.monotonic() if now is None else now
+        with self._changing:
+            window = self._windows.setdefault(key, [now, 0, 0])  # its start, admitted in it, left out since
+            if now - window[0] >= 1.0:
+                window[:2] = now, 0
+            if window[1] >= self._limit:
+                window[2] += 1
+                return None
+            left_out, window[2] = window[2], 0
+            window[1] += 1
+            return left_out
+
+
+class ServedRequest:
+    """A request while it is served: named in every log line, counted by `metrics`, logged if refused or slow.
+
+    ```
+    with refusals_to_status(context, request_id), ServedRequest("rank", request_id) as served:
+        ...
+        served.version = scorer.version
+    ```
+
+    Args:
+        service: "lookup" or "rank".
+        request_id: any text.
+
+    Attributes:
+        version: what answered; set it as soon as it is known.
+    """
+
+    __slots__ = ("_began", "_service", "_token", "request_id", "version")
+
+    def __init__(self, service: str, request_id: str) -> None:
+        self._service, self.request_id, self.version = service, request_id, 0
+
+    def __enter__(self) -> "ServedRequest":
+        self._token = current_request.set(self.request_id)
+        self._began = time.perf_counter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        seconds = time.perf_counter() - self._began
+        code = "OK"
+        if error is not None:
+            code = (as_refusal(error).code if isinstance(error, FacetError) else Code.INTERNAL).name
+        metrics.observe_request(self._service, code, seconds)
+        if error is not None or seconds >= _settings.slow_s:
+            self._log(code, seconds, error)
+        current_request.reset(self._token)
+
+    def _log(self, code: str, seconds: float, error: BaseException | None) -> None:
+        left_out = _settings.rate.admit((self._service, code))
+        if left_out is None:
+            return
+        fields: dict[str, Any] = {"service": self._service, "code": code, "ms": round(seconds * 1e3, 3)}
+        if self.version:
+            fields["version"] = self.version
+        if left_out:
+            fields["left_out"] = left_out
+        if error is not None:
+            fields["reason"] = _bounded(str(error))
+        logger.warning(
+            "%s %s: %s, request %s, %.1f ms%s", self._service, "slow" if error is None else "refused", code,
+            printable(self.request_id), seconds * 1e3, f" ({left_out} more like it left out)" if left_out else "",
+            extra=fields,
+        )
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line, ASCII: `time` (UTC), `level`, `logger`, `message`, then `fields`, the request's id and
+    whatever `extra` has."""
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__()
+        self._fields = fields
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")[:-6] + "Z",
+            "level": record.levelname,
+            "logger": record.name,
+            **self._fields,
+            "message": _bounded(record.getMessage()),
+        }
+        if request_id := current_request.get():
+            line["request_id"] = _bounded(request_id, MAX_ID)
+        line |= {name: value for name, value in record.__dict__.items() if name not in _STANDARD and name not in line}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)[-MAX_TEXT:]
+        return json.dumps(line, default=lambda value: _bounded(str(value)))
+
+
+_STANDARD = {*logging.makeLogRecord({}).__dict__, "message", "asctime", "taskName"}
+
+
+def _bounded(text: str, limit: int = MAX_TEXT) -> str:
+    return text if len(text) <= limit else text[:limit] + "…"
+
+
+class _Settings:
+    def __init__(self) -> None:
+        self.slow_s = float("inf")
+        self.rate = LimitedRate(LINES_PER_SECOND)
+
+
+_settings = _Settings()
+
+
+def configure(*, role: str, as_json: bool, slow_ms: float | None) -> None:
+    """Set up this process's log; the handlers stay those that there are.
+
+    Args:
+        role: "cpu-tier" or "ranker", in every JSON line.
+        as_json: JSON lines instead of the plain format.
+        slow_ms: log answers that took at least so long; None: none.
+    """
+    _settings.slow_s = float("inf") if slow_ms is None else slow_ms / 1e3
+    if as_json:
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(JsonFormatter(role=role))

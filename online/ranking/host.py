@@ -1,0 +1,175 @@
+"""A ranker as it runs: its models, where it gets rows and context, and its ports."""
+
+import gc
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from online.admission import Admission
+from online.host_state import HostMemory, HostState
+from online.lookup.client import LookupClient
+from online.lookup.hosted import HostedVersions
+from online.lookup.row_source import RowSource
+from online.lookup.same_host import SameHostRows
+from online.lookup.service import CpuTierAdminService
+from online.observe import metrics
+from online.proto import admin_pb2_grpc, rank_pb2_grpc
+from online.ranking.context_source import CombinedContext, ContextSource, FeastContext
+from online.ranking.runnable import RunnableModels
+from online.ranking.scorer import Scorer, best_device
+from online.ranking.service import RankerAdminService, RankService
+from online.reader import VersionReader
+from online.refusal import Refusal
+from online.security.credentials import ClientSecurity, ServerSecurity
+from online.security.limits import Limits
+from online.server import Endpoint, serve_until_stopped
+from pipelines.contracts.workspace import Workspace
+
+__all__ = ["RankHost"]
+
+logger = logging.getLogger(__name__)
+
+ADMIN_THREADS = 4
+SPARE_THREADS = 4
+"""Beside those that answer or wait: they refuse what is too much and answer health checks while all others are busy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankHost:
+    """What a ranker is told. `serve` runs it until it is stopped.
+
+    Attributes:
+        port, admin_port: 0 picks a free one.
+        metrics_port: the same, of /metrics; None: there is none.
+        cpu_tiers: targets of `LookupClient`; none: rows come from segments mapped in this process.
+        lookup_connections: to every CPU host.
+        rows: of this process, if it has its own: where they were materialized to, see `VersionReader.open`.
+        device: `cpu` or `cuda`; `auto` is CUDA where there is one.
+        slots, queue: requests that are worked on at a time, and that wait.
+        timeout_s: how long to wait for rows.
+        max_candidates: most candidates of one request.
+        security: as a server; client_security: towards the CPU tier.
+        memory, rows_memory: of a ranker that has a name: of its models, and of its own rows.
+    """
+
+    workspace: Workspace
+    host: str
+    port: int
+    admin_port: int
+    metrics_port: int | None
+    cpu_tiers: Sequence[str]
+    lookup_connections: int
+    rows: str | None
+    device: str
+    slots: int
+    queue: int
+    timeout_s: float
+    max_candidates: int
+    limits: Limits
+    security: ServerSecurity | None
+    client_security: ClientSecurity | None
+    memory: HostMemory | None
+    rows_memory: HostMemory | None
+
+    def serve(self, versions: Sequence[int]) -> None:
+        """Load and warm up, then answer.
+
+        Args:
+            versions: to hold at first; a ranker that remembers what it held, holds that.
+        """
+        torch.set_num_threads(1)  # requests are the parallelism
+        endpoint = Endpoint(
+            "rank", self.host, self.port, self.slots + self.queue + SPARE_THREADS, security=self.security,
+            limits=self.limits.for_ids(self.max_candidates),
+        )
+        admin = Endpoint(
+            "admin", self.host, self.admin_port, ADMIN_THREADS, security=self.security, limits=self.limits.for_ids(0)
+        )
+        hosted = None if self.cpu_tiers else self._hosted(endpoint)
+        models = self._models(endpoint, hosted)
+        _restore(models, self.memory, HostState(tuple(sorted(set(versions)))))
+        if hosted:  # after the models: no rows may come that nothing could score
+            _restore(hosted, self.rows_memory, HostState(tuple(sorted(set(versions))), preferred=versions[0]))
+        source = SameHostRows(hosted) if hosted else self._client()
+        self._answer(endpoint, admin, models, hosted, source)
+        source.close()
+        models.close()
+        if hosted:
+            hosted.close()
+
+    def _answer(
+        self, endpoint: Endpoint, admin: Endpoint, models: RunnableModels, hosted: HostedVersions | None,
+        source: RowSource,
+    ) -> None:
+        service = RankService(
+            models, source, self._context(models), max_candidates=self.max_candidates, timeout_s=self.timeout_s,
+            admission=Admission(self.slots, self.queue),
+        )
+        rank_pb2_grpc.add_RankServicer_to_server(service, endpoint.server)
+        admin_pb2_grpc.add_RankerAdminServicer_to_server(RankerAdminService(models), admin.server)
+        if hosted:
+            admin_pb2_grpc.add_CpuTierAdminServicer_to_server(CpuTierAdminService(hosted), admin.server)
+        try:
+            service.warm_up()
+        except Refusal as refusal:  # no reason to stay away: the CPU tier may come back before the first request
+            logger.warning("not yet able to answer: %s", refusal)
+        # What is there now stays: without this, every full collection walks all of PyTorch and Feast, for 100 ms.
+        gc.collect()
+        gc.freeze()
+        ports = {"rank": endpoint.port, "admin": admin.port}
+        if self.metrics_port is not None:
+            ports["metrics"] = metrics.export(self.host, self.metrics_port, self.security)
+        serve_until_stopped([endpoint, admin], lambda: self._ready(models, ports))
+
+    def _models(self, endpoint: Endpoint, hosted: HostedVersions | None) -> RunnableModels:
+        device = best_device() if self.device == "auto" else self.device
+
+        def answering(version: int) -> bool:
+            state = hosted.state() if hosted else HostState(())
+            return version in state.loaded and version not in state.draining
+
+        return RunnableModels(
+            lambda version: Scorer.load(self.workspace, version, device=device),
+            pin=lambda version: self._pinned(version, "ranker", endpoint),
+            remember=self.memory.remember if self.memory else None,
+            answering=answering,
+        )
+
+    def _hosted(self, endpoint: Endpoint) -> HostedVersions:
+        return HostedVersions(
+            lambda version: VersionReader.open(self.workspace, version, rows=self.rows),
+            pin=lambda version: self._pinned(version, "cpu-tier", endpoint),
+            remember=self.rows_memory.remember if self.rows_memory else None,
+        )
+
+    def _pinned(self, version: int, role: str, endpoint: Endpoint) -> Any:
+        return self.workspace.versions.pinned(version, role=role, address=f"{endpoint.host}:{endpoint.port}")
+
+    def _client(self) -> LookupClient:
+        return LookupClient(
+            self.cpu_tiers, timeout_s=self.timeout_s, security=self.client_security, connections=self.lookup_connections
+        )
+
+    def _context(self, models: RunnableModels) -> ContextSource:
+        features = dict.fromkeys(feature for scorer in models.pin().values() for feature in scorer.context)
+        return CombinedContext(
+            FeastContext(self.workspace.feature_repo, tuple(features)),
+            observe=lambda requests: metrics.observe_batch("context", requests),
+        )
+
+    @staticmethod
+    def _ready(models: RunnableModels, ports: dict[str, int]) -> dict[str, Any]:
+        runnable = models.pin()
+        device = next(iter(runnable.values())).device
+        return {"role": "ranker", "versions": sorted(runnable), "device": device, "ports": ports}
+
+
+def _restore(holder: RunnableModels | HostedVersions, memory: HostMemory | None, first: HostState) -> None:
+    """Become what it was; without a memory, or with an empty one, what it is told to be, all of it."""
+    remembered = memory.recall() if memory else None
+    holder.restore(remembered or first, whole=remembered is None)
+    if memory and remembered is None:
+        memory.remember(holder.state())

@@ -1,0 +1,283 @@
+"""The ranker: each request is scored by the upper model of exactly the version that its rows name."""
+
+import math
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import grpc
+import numpy as np
+
+from online.admission import Admission
+from online.lookup.row_source import PendingRows, RowSource, VersionRows
+from online.lookup.service import packed_ids
+from online.observe import metrics
+from online.observe.request_log import ServedRequest
+from online.proto import admin_pb2, admin_pb2_grpc, rank_pb2, rank_pb2_grpc
+from online.ranking.combine import Combined
+from online.ranking.context_source import ContextSource
+from online.ranking.runnable import Pinned, RunnableModels
+from online.ranking.scorer import Scored, Scorer, ToScore
+from online.refusal import Code, Refusal, refusals_to_status
+from pipelines.contracts.context import ContextFeature
+
+__all__ = ["RankService", "RankerAdminService", "RunnableModels"]
+
+MAX_COMBINED_CANDIDATES = 256  # in one forward pass: beyond that, its time is that of the candidates
+
+
+class RankService(rank_pb2_grpc.RankServicer):
+    """Scores candidates.
+
+    ```
+    pin models ── lookup leaves ──────────── rows + version ──┐
+                └─ context features from Feast ───────────────┴─ model of that version ── scores
+    ```
+
+    Requests that meet in the model are scored in one forward pass for each version.
+
+    Args:
+        max_candidates: most candidates in one request.
+        timeout_s: how long to wait for rows; a request's own deadline, if nearer.
+        admission: how many requests are worked on at a time; by default all that the server has threads for.
+    """
+
+    def __init__(
+        self, models: RunnableModels, rows: RowSource, context: ContextSource, *, max_candidates: int = 4096,
+        timeout_s: float = 2.0, admission: Admission | None = None,
+    ) -> None:
+        self._models, self._rows, self._context = models, rows, context
+        self._max_candidates, self._timeout_s = max_candidates, timeout_s
+        self._admission = admission or Admission(slots=1024, queue=0)
+        self._plan = _Plan.of(models.pin())
+        self._scoring: Combined[tuple[Scorer, ToScore], Scored] = Combined(
+            _score, max_size=MAX_COMBINED_CANDIDATES, size=lambda asked: asked[1].candidates,
+            observe=lambda requests: metrics.observe_batch("score", requests),
+        )
+
+    def Rank(self, request: rank_pb2.RankRequest, context: grpc.ServicerContext) -> rank_pb2.RankResponse:
+        arrived = time.perf_counter()
+        request_id = request.request_id or uuid.uuid4().hex
+        with refusals_to_status(context, request_id), ServedRequest("rank", request_id) as served:
+            return self._rank(request, served, context.time_remaining(), arrived)
+
+    def warm_up(self) -> None:
+        """Answer one request, which is not counted, so that no caller waits for connections; raises its refusal."""
+        now = time.perf_counter()
+        nobody = np.array([-1], np.int64)
+        self._answer(_Question("warm-up", -1, nobody, time.time(), time.monotonic() + self._timeout_s, now, 0.0))
+
+    def _rank(
+        self, request: rank_pb2.RankRequest, served: ServedRequest, remaining_s: float | None, arrived: float
+    ) -> rank_pb2.RankResponse:
+        candidates = self._candidates(request)
+        now_seconds = _moment(request.now_seconds)
+        deadline = math.inf if remaining_s is None else time.monotonic() + remaining_s
+        with self._admission.admit(remaining_s) as waited_s:
+            metrics.set_queue("rank", self._admission.in_flight, self._admission.waiting)
+            until = min(deadline, time.monotonic() + self._timeout_s)
+            question = _Question(served.request_id, request.user, candidates, now_seconds, until, arrived, waited_s)
+            try:
+                answer = self._answer(question)
+            except Exception:
+                self._models.count_failure(question.version)
+                raise
+            finally:
+                served.version = question.version
+        self._models.count_answer(answer.version, answer.timing.total_ms)
+        _count(answer)
+        return answer
+
+    def _answer(self, question: "_Question") -> rank_pb2.RankResponse:
+        """Answer with the models that are loaded now, and again with those loaded then if no rows were to be had.
+
+        A rollout may have loaded the version that answers now after this request had pinned its models, even several
+        times over while the request waited for a host that was away. Every turn needs such a change, so they end.
+        """
+        while True:
+            pinned = self._models.pin()
+            try:
+                return self._answer_from(self._plan_of(pinned), question)
+            except Refusal as refusal:
+                changed = self._models.pin() is not pinned
+                in_time = time.monotonic() < question.deadline
+                if refusal.code is not Code.VERSION_NOT_AVAILABLE or not changed or not in_time:
+                    raise
+
+    def _answer_from(self, plan: "_Plan", question: "_Question") -> rank_pb2.RankResponse:
+        started = time.perf_counter()
+        count = len(question.candidates)
+        pending = self._start(plan.groups[0], question)
+        columns = self._context.columns(
+            plan.features, users=np.full(count, question.user, np.int64), items=question.candidates
+        )
+        context_at = time.perf_counter()
+        rows = self._finish(pending, plan.groups[1:], question)
+        rows_at = time.perf_counter()
+        question.version = rows.version
+        scorer = _model_of(rows, plan.pinned)
+        scored = self._scoring.submit((scorer, ToScore(rows, columns, count, question.now_seconds)))
+        scored_at = time.perf_counter()
+        return rank_pb2.RankResponse(
+            version=scorer.version,
+            manifest_sha256=scorer.manifest_sha256,
+            tasks=scorer.tasks,
+            scores=scored.scores.astype("<f4").tobytes(),
+            found=[
+                rank_pb2.TableFound(table=name, ids=len(found), found=np.count_nonzero(found))
+                for name, found in rows.found.items()
+            ],
+            timing=rank_pb2.Timing(
+                lookup_ms=((pending.finished_at or rows_at) - started) * 1e3,
+                context_ms=(context_at - started) * 1e3,
+                wait_ms=(rows_at - context_at) * 1e3,
+                dequantize_ms=scored.dequantize_ms,
+                model_ms=(scored_at - rows_at) * 1e3 - scored.dequantize_ms,
+                total_ms=(scored_at - question.arrived) * 1e3,
+                queue_ms=question.waited_s * 1e3,
+            ),
+        )
+
+    def _plan_of(self, pinned: Pinned) -> "_Plan":
+        plan = self._plan
+        if plan.pinned is not pinned:
+            plan = self._plan = _Plan.of(pinned)
+        return plan
+
+    def _start(self, scorers: list[Scorer], question: "_Question") -> PendingRows:
+        ids = {"user": np.array([question.user], np.int64), "item": question.candidates}
+        return self._rows.start(
+            [scorer.version for scorer in scorers],
+            {name: ids[spec.entity] for name, spec in scorers[0].tables.items()},
+            request_id=question.request_id,
+            timeout_s=max(question.deadline - time.monotonic(), 0.001),
+        )
+
+    def _finish(self, pending: PendingRows, others: list[list[Scorer]], question: "_Question") -> VersionRows:
+        """The rows; versions with other tables are asked for only when no version of the first group answers."""
+        try:
+            return pending.result()
+        except Refusal as refusal:
+            if refusal.code is not Code.VERSION_NOT_AVAILABLE or not others:
+                raise
+            return self._finish(self._start(others[0], question), others[1:], question)
+
+    def _candidates(self, request: rank_pb2.RankRequest) -> np.ndarray:
+        candidates = packed_ids(request.candidates, "candidates")
+        if not len(candidates):
+            raise Refusal(
+                Code.MALFORMED_IDS, "candidates", expected="at least one id", got="none", remedy="Name what to score."
+            )
+        if len(candidates) > self._max_candidates:
+            raise Refusal(
+                Code.BATCH_TOO_LARGE, "candidates", expected=f"at most {self._max_candidates}",
+                got=str(len(candidates)), remedy="Split them over several requests.",
+            )
+        return candidates
+
+
+@dataclass(slots=True)
+class _Question:
+    request_id: str
+    user: int
+    candidates: np.ndarray  # int64 (C,)
+    now_seconds: float
+    deadline: float  # of time.monotonic()
+    arrived: float  # of time.perf_counter()
+    waited_s: float
+    version: int = 0  # that its rows named, once they came
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What to ask for on behalf of a set of pinned models: worked out when the set changes, not at each request.
+
+    Attributes:
+        groups: scorers that read the same tables together, since a lookup names one set of tables; newest first.
+        features: context of any of them.
+    """
+
+    pinned: Pinned
+    groups: list[list[Scorer]]
+    features: tuple[ContextFeature, ...]
+
+    @classmethod
+    def of(cls, pinned: Pinned) -> "_Plan":
+        groups: dict[frozenset[str], list[Scorer]] = {}
+        for _, scorer in sorted(pinned.items(), reverse=True):
+            groups.setdefault(frozenset(scorer.tables), []).append(scorer)
+        features = dict.fromkeys(feature for scorer in pinned.values() for feature in scorer.context)
+        return cls(pinned, list(groups.values()), tuple(features))
+
+
+def _score(asked: list[tuple[Scorer, ToScore]]) -> list[Scored]:
+    """Each request by its own version's model: one forward pass for all requests of a version."""
+    by_scorer: dict[int, list[int]] = {}
+    for position, (scorer, _) in enumerate(asked):
+        by_scorer.setdefault(id(scorer), []).append(position)
+    scored: dict[int, Scored] = {}
+    for positions in by_scorer.values():
+        scorer = asked[positions[0]][0]
+        answers = scorer.score([asked[position][1] for position in positions])
+        scored.update(zip(positions, answers, strict=True))
+    return [scored[position] for position in range(len(asked))]
+
+
+def _count(answer: rank_pb2.RankResponse) -> None:
+    metrics.count_answer("ranker", answer.version)
+    for entry in answer.found:
+        metrics.count_rows(entry.table, entry.ids, entry.found)
+    timing = answer.timing
+    for stage, stage_ms in (
+        ("queue", timing.queue_ms), ("lookup", timing.lookup_ms), ("context", timing.context_ms),
+        ("wait", timing.wait_ms), ("dequantize", timing.dequantize_ms), ("model", timing.model_ms),
+        ("total", timing.total_ms),
+    ):
+        metrics.observe_stage(stage, stage_ms / 1e3)
+
+
+def _model_of(rows: VersionRows, pinned: Pinned) -> Scorer:
+    """The pinned model of exactly the version that the rows name, by number and by manifest; else a refusal."""
+    scorer = pinned.get(rows.version)
+    if scorer is None or scorer.manifest_sha256 != rows.manifest_sha256:
+        metrics.count_mismatch()
+        raise Refusal(
+            Code.VERSION_MISMATCH, "rows of another version than the model's",
+            expected=f"one of {[(v, s.manifest_sha256[:12]) for v, s in pinned.items()]}",
+            got=f"{(rows.version, rows.manifest_sha256[:12])}",
+            remedy="Let CPU tier and ranker read the same published versions.",
+        )
+    return scorer
+
+
+def _moment(now_seconds: float) -> float:
+    if not math.isfinite(now_seconds) or now_seconds < 0:
+        raise Refusal(
+            Code.INVALID_TIME, "now_seconds", expected="seconds since 1970, or 0 for the server's clock",
+            got=str(now_seconds), remedy="Send a finite number that is not negative.",
+        )
+    return now_seconds or time.time()
+
+
+class RankerAdminService(admin_pb2_grpc.RankerAdminServicer):
+    """What the rollout controller asks of a ranker."""
+
+    def __init__(self, models: RunnableModels) -> None:
+        self._models = models
+
+    def Load(self, request: admin_pb2.VersionRequest, context: grpc.ServicerContext) -> admin_pb2.RankerStatus:
+        return self._after(self._models.load, request, context)
+
+    def Unload(self, request: admin_pb2.VersionRequest, context: grpc.ServicerContext) -> admin_pb2.RankerStatus:
+        return self._after(self._models.unload, request, context)
+
+    def Status(self, request: admin_pb2.StatusRequest, context: grpc.ServicerContext) -> admin_pb2.RankerStatus:
+        return self._models.status()
+
+    def _after(
+        self, change: Callable[[int], None], request: admin_pb2.VersionRequest, context: grpc.ServicerContext
+    ) -> admin_pb2.RankerStatus:
+        with refusals_to_status(context, f"{change.__name__} {request.version}"):
+            change(request.version)
+            return self._models.status()

@@ -1,0 +1,385 @@
+"""The three-phase rollout: every version a CPU host can answer is loaded on every ranker, at every moment.
+
+```
+phase 1   each ranker loads the new upper model beside the old
+phase 2   each CPU host loads the new rows; then, after a canary if one is asked for, each prefers them
+phase 3   the old versions: drained and unloaded on each CPU host, then unloaded on each ranker
+```
+
+What comes next is decided anew before every step, by `online.rollout.plan`, from the durable state and from what the
+hosts hold; the state is written before and after every step. So the walk can be begun again after a crash at any point,
+and puts right what a restarted host has lost. Until the old version is retired it can be walked backwards.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from online.reader import VersionReader
+from online.refusal import Refusal
+from online.rollout.canary import CanaryLimits, Outcome, Tally, Verdict, verdict
+from online.rollout.fleet import Answers, Fleet, FleetStatus, InvariantViolated, is_away
+from online.rollout.plan import Plan, Stage, Step, source_of
+from online.rollout.state import Record, RolloutState, alone, now
+from pipelines.contracts.errors import (
+    FacetError,
+    IntegrityError,
+    InvalidConfig,
+    NotPrepared,
+    Unavailable,
+    VersionConflict,
+)
+from pipelines.contracts.freshness import DEFAULT_LIMITS, FreshnessLimits
+from pipelines.contracts.workspace import Workspace
+
+if TYPE_CHECKING:
+    from online.security.credentials import ClientSecurity
+
+__all__ = ["Rollout", "RolloutHalted"]
+
+logger = logging.getLogger(__name__)
+
+PATIENCE_S, RETRY_S, LOOK_S = 30.0, 0.25, 0.5
+
+Say = Callable[[str], None]
+
+
+class RolloutHalted(FacetError):
+    """The canary was not as good as the old version, or it could not be told."""
+
+
+class Rollout:
+    """A rollout of a workspace's version over a fleet.
+
+    >>> rollout = Rollout.begin_or_resume(workspace, 2, cpu_tiers=[...], rankers=[...])    # doctest: +SKIP
+    >>> for record, seconds in rollout.walk():                                            # doctest: +SKIP
+    ...     print(record.step)
+    """
+
+    def __init__(self, state: RolloutState, security: "ClientSecurity | None" = None) -> None:
+        self.state, self._security = state, security
+
+    @classmethod
+    def begin_or_resume(
+        cls, workspace: Workspace, to: int, *, cpu_tiers: Sequence[str], rankers: Sequence[str],
+        limits: FreshnessLimits = DEFAULT_LIMITS, canary: CanaryLimits | None = None, change_hosts: bool = False,
+        dry: bool = False, patience_s: float = PATIENCE_S, security: "ClientSecurity | None" = None,
+    ) -> "Rollout":
+        """Continue the unfinished rollout of this workspace, or plan a new one. Nothing is changed on any host.
+
+        Args:
+            limits: how old the version's pretraining may be; asked when a rollout begins, not when it is resumed.
+            canary: what is asked of a canary; None for none. Of no effect on a rollout that is resumed.
+            change_hosts: go on with these hosts in place of those with which the unfinished rollout was begun.
+            dry: write nothing.
+            patience_s: how long a host may be away.
+
+        Raises:
+            StalePretraining: the version's pretraining is older than the limits allow.
+            VersionNotFound: `to` is not published, or not materialized.
+            IntegrityError: its files are not the manifest's, or a host holds another manifest under that number.
+            VersionConflict: another rollout is unfinished, or another controller is at work.
+            Unavailable: a host does not answer.
+            InvalidConfig: no CPU host of some shard is named, or there is nothing to compare a canary with.
+            InvariantViolated: the fleet is in no state to begin.
+        """
+        manifest = VersionReader.open(workspace, to, verify=False).manifest
+        manifest.verify(workspace.versions.path(to), only=(manifest.UPPER_CONFIG, manifest.UPPER_WEIGHTS))
+        path = RolloutState.path_in(workspace)
+        unfinished = RolloutState.read(path)
+        if unfinished is not None and not unfinished.plan.ended:
+            cls._resume(unfinished, to, tuple(cpu_tiers), tuple(rankers), change_hosts=change_hosts, dry=dry)
+            return cls(unfinished, security)
+        limits.check(manifest.windows, f"version {to}")
+        fleet = _first_look(cpu_tiers, rankers, patience_s, security)
+        fleet.check()
+        fleet.check_shards()
+        _check_manifests(fleet, to, manifest.sha256)
+        source = source_of(fleet, to)
+        if canary and not source:
+            raise InvalidConfig(
+                "canary", expected="a version that every CPU host answers, to compare the new one with", got="none",
+                remedy="Leave --canary away, or roll out to a common version first.",
+            )
+        plan = Plan(to, source, tuple(cpu_tiers), tuple(rankers), canary_share=canary.share if canary else 0.0)
+        old = [version for version in fleet.versions if version != to]
+        records = [Record(step) for step in plan.forwards(old)]
+        state = RolloutState(path, plan, old, manifest.sha256, now(), records, canary)
+        if not dry:
+            with alone(path):
+                written = RolloutState.read(path)
+                if (written and written.begun) != (unfinished and unfinished.begun):
+                    raise _changed_meanwhile(path)
+                state.write()
+        return cls(state, security)
+
+    @staticmethod
+    def _resume(
+        state: RolloutState, to: int, cpu_tiers: tuple[str, ...], rankers: tuple[str, ...], *, change_hosts: bool,
+        dry: bool,
+    ) -> None:
+        plan = state.plan
+        other_hosts = (set(cpu_tiers), set(rankers)) != (set(plan.cpu_tiers), set(plan.rankers))
+        if to != plan.to or (other_hosts and not change_hosts):
+            raise VersionConflict(
+                f"a rollout to version {plan.to} is unfinished",
+                expected=f"the same version and hosts: {list(plan.cpu_tiers)}, {list(plan.rankers)}",
+                got=f"version {to}, {list(cpu_tiers)}, {list(rankers)}",
+                remedy="Finish it with the same options, take it back with --back, or give --change-hosts to go on "
+                "with other hosts.",
+            )
+        if dry:
+            return
+        with alone(state.path):
+            if other_hosts:
+                state.change_hosts(cpu_tiers, rankers)
+            state.resumed.append(now())
+            state.halted = state.halted if plan.turned else None  # the canary is tried again
+            state.write()
+
+    @classmethod
+    def take_back(cls, workspace: Workspace, *, security: "ClientSecurity | None" = None) -> "Rollout":
+        """Turn the unfinished rollout of this workspace round; `walk` then takes it back.
+
+        Raises:
+            NotPrepared: there is none.
+            VersionConflict: its old version is being retired already.
+        """
+        state = cls.unfinished(workspace)
+        with alone(state.path):
+            state.halted = None  # whoever asks for it is not told that it failed
+            state.resumed.append(now())
+            state.move_to(state.plan.turned_back())
+        return cls(state, security)
+
+    @staticmethod
+    def unfinished(workspace: Workspace) -> RolloutState:
+        """The state of the unfinished rollout; raises `NotPrepared` if there is none."""
+        state = RolloutState.read(RolloutState.path_in(workspace))
+        if state is None or state.plan.ended:
+            raise NotPrepared(
+                "no rollout is under way", expected="one that is unfinished in this workspace",
+                got="none" if state is None else f"one to version {state.plan.to}, {state.plan.stage!s}",
+                remedy="Give --to, --cpu-tier and --ranker to begin one.",
+            )
+        return state
+
+    def walk(
+        self, *, pause_s: float = 0.0, patience_s: float = PATIENCE_S, rollback: bool = True, say: Say = logger.info,
+    ) -> Iterator[tuple[Record, float]]:
+        """Take the steps in order, yielding each when it holds, with how long it took in seconds.
+
+        Args:
+            pause_s: time between phases, to watch the new version before the old one is retired.
+            patience_s: how long a host may be away; then the walk stops, a canary is taken back.
+            rollback: take the rollout back when its canary halts; else stop.
+            say: is given what happens beside the steps, in words.
+
+        Raises:
+            Refusal: a host refused a step; the state stays, so that the walk can be resumed, here and below.
+            Unavailable: a host did not answer for longer than `patience_s`.
+            InvariantViolated: the next step would break what must hold.
+            RolloutHalted: the canary halted it; with `rollback`, after it was taken back.
+            VersionConflict: another controller is at work.
+        """
+        with alone(self.state.path):
+            written = RolloutState.read(self.state.path)
+            if written is None or written.begun != self.state.begun:
+                raise _changed_meanwhile(self.state.path)
+            self.state = written
+            fleet = Fleet(written.plan.cpu_tiers, written.plan.rankers, security=self._security)
+            try:
+                yield from _Walk(written, fleet, _Patience(patience_s, say), rollback, say).steps(pause_s)
+            finally:
+                fleet.close()
+
+
+class _Walk:
+    """One controller's walk."""
+
+    def __init__(
+        self, state: RolloutState, fleet: Fleet, patience: "_Patience", rollback: bool, say: Say
+    ) -> None:
+        self._state, self._fleet, self._patience = state, fleet, patience
+        self._rollback, self._say = rollback, say
+        self._watch: _Watch | None = None
+        self._refused: set[Step] = set()
+
+    def steps(self, pause_s: float) -> Iterator[tuple[Record, float]]:
+        state, phase = self._state, None
+        while not state.plan.ended:
+            try:
+                answers = self._fleet.ask()
+                status = answers.status()
+                self._check(status)
+                yield from ((record, 0.0) for record in state.passed_over(status))
+                step = state.plan.next_step(status)
+                coming = step.phase if step else {Stage.PROMOTE: 3}.get(state.plan.stage, phase)
+                if phase and coming > phase and not state.plan.turned:
+                    phase = coming
+                    time.sleep(pause_s)  # then look again
+                    continue
+                phase = coming
+                if step:
+                    began = time.perf_counter()
+                    if record := self._take(step, status):
+                        yield record, time.perf_counter() - began
+                elif state.plan.stage is not Stage.CANARY or self._canary_passed(answers):
+                    state.move_to(state.plan.advanced())
+                self._patience.restored()
+            except Refusal as refusal:
+                self._wait(refusal)
+        state.write_timeline()  # kept beside the state, which the next rollout overwrites
+        if state.plan.turned and state.halted:
+            raise RolloutHalted(
+                f"version {state.plan.to} was tried and taken back", expected="what was asked of the canary",
+                got=state.halted, remedy=f"Version {state.plan.source} answers everywhere, as before.",
+            )
+
+    def _take(self, step: Step, status: FleetStatus) -> Record | None:
+        """Take a step; None if there is another to be taken first."""
+        if broken := self._state.plan.would_break(step, status):
+            raise InvariantViolated(
+                f"{step} cannot be taken", expected="a step after which every request can be answered", got=broken,
+                remedy="See `facet status`; put right by hand what it shows, then run the rollout again.",
+            )
+        record = self._state.begin(step)
+        try:
+            self._fleet.run(step)
+        except Refusal as refusal:
+            if is_away(refusal):
+                raise
+            self._state.refused(record)
+            again = self._state.plan.next_step(self._fleet.status()) == step
+            if again or step in self._refused:
+                raise
+            self._refused.add(step)  # the host had lost what it held when it was asked
+            return None
+        self._state.end(record)
+        return record
+
+    def _check(self, status: FleetStatus) -> None:
+        """Raise where no step of ours can put right what is wrong."""
+        status.check_shards()
+        _check_manifests(status, self._state.plan.to, self._state.manifest_sha256)
+        if any(violation.version in status.rankers[violation.ranker] for violation in status.violations()):
+            status.check()
+
+    def _wait(self, refusal: Refusal) -> None:
+        if not is_away(refusal):
+            raise refusal
+        try:
+            self._patience.wait(refusal)
+        except Unavailable as error:
+            if self._state.plan.stage is not Stage.CANARY:
+                raise
+            self._patience.restored()
+            self._halt(str(error.problem))
+
+    def _canary_passed(self, answers: Answers) -> bool:
+        state = self._state
+        if self._watch is None:
+            self._watch = _Watch(state.plan, state.canary)
+            self._say(f"canary: version {state.plan.to} on {state.plan.canary_share:.2%} of the requests")
+        result, line = self._watch.look(answers)
+        if line:
+            self._say(line)
+        if result.outcome is Outcome.HALT:
+            self._halt(result.reason)
+        elif result.outcome is Outcome.WATCH:
+            time.sleep(LOOK_S)
+        return result.outcome is Outcome.PASS
+
+    def _halt(self, reason: str) -> None:
+        state = self._state
+        self._say(f"halted: {reason}")
+        state.halted, self._watch = reason, None
+        if not self._rollback:
+            state.write()
+            raise RolloutHalted(
+                f"the canary of version {state.plan.to}", expected="what was asked of it", got=reason,
+                remedy="It goes on with its share of the requests. Take it back with `facet rollout --back`, or run "
+                "the same command again to try anew.",
+            )
+        state.move_to(state.plan.turned_back())
+
+
+class _Watch:
+    """A canary under way; begun anew by a controller that resumes."""
+
+    def __init__(self, plan: Plan, limits: CanaryLimits) -> None:
+        self._plan, self._limits, self._tally = plan, limits, Tally()
+        self._began = self._said = time.monotonic()
+
+    def look(self, answers: Answers) -> tuple[Verdict, str | None]:
+        """The verdict, and every few seconds a line on how it stands."""
+        restarts = self._tally.restarts
+        self._tally.look(answers.rankers)
+        moment = time.monotonic()
+        elapsed_s = moment - self._began
+        result = verdict(
+            self._tally, old=self._plan.source, new=self._plan.to, limits=self._limits, elapsed_s=elapsed_s
+        )
+        again = " (a ranker was restarted: it counts from zero again)" if self._tally.restarts > restarts else ""
+        if not again and result.outcome is Outcome.WATCH and moment - self._said < 2:
+            return result, None
+        self._said = moment
+        return result, f"canary, {elapsed_s:.0f} of {self._limits.seconds:.0f} s: {result.reason}{again}"
+
+
+class _Patience:
+    """How long hosts may be away in one stretch without any progress."""
+
+    def __init__(self, seconds: float, say: Say) -> None:
+        self._seconds, self._say = seconds, say
+        self._since: float | None = None
+
+    def restored(self) -> None:
+        self._since = None
+
+    def wait(self, refusal: Refusal) -> None:
+        """Sleep a moment; raises `Unavailable` when the patience is at its end."""
+        moment = time.monotonic()
+        if self._since is None:
+            self._since = moment
+            self._say(f"waiting up to {self._seconds:g} s: {refusal.problem}")
+        if moment - self._since >= self._seconds:
+            raise Unavailable(
+                f"{refusal.problem}, for {self._seconds:g} s", expected="every host to answer", got=refusal.got,
+                remedy="Start it again, under its name, and run the same command: the rollout goes on where it "
+                "stands. Or go on without it by --change-hosts, or back by --back.",
+            ) from refusal
+        time.sleep(RETRY_S)
+
+
+def _first_look(
+    cpu_tiers: Sequence[str], rankers: Sequence[str], patience_s: float, security: "ClientSecurity | None"
+) -> FleetStatus:
+    fleet, patience = Fleet(cpu_tiers, rankers, security=security), _Patience(patience_s, logger.warning)
+    try:
+        while True:
+            try:
+                return fleet.status()
+            except Refusal as refusal:
+                if not is_away(refusal):
+                    raise
+                patience.wait(refusal)
+    finally:
+        fleet.close()
+
+
+def _check_manifests(fleet: FleetStatus, to: int, manifest_sha256: str) -> None:
+    if other := fleet.manifests(to) - {manifest_sha256}:
+        raise IntegrityError(
+            f"version {to}", expected=f"manifest {manifest_sha256} wherever it is loaded", got=f"{sorted(other)}",
+            remedy="Let all hosts read the same published versions.",
+        )
+
+
+def _changed_meanwhile(path: Path) -> VersionConflict:
+    return VersionConflict(
+        f"{path} was changed meanwhile", expected="one controller at a time", got="another rollout's state",
+        remedy="Run the command again.",
+    )

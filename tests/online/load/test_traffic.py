@@ -1,0 +1,206 @@
+"""What is recorded of live traffic, and what `facet load` says of it."""
+
+import itertools
+import json
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import click.testing
+import grpc
+import numpy as np
+import pytest
+
+from online.commands.load import load
+from online.load.population import Population
+from online.load.recording import NOT_SENT
+from online.load.traffic import WARM_REQUESTS, WRONG_SHAPE, LookupTraffic, RankTraffic, lookup_traffic, rank_traffic
+from online.proto import lookup_pb2, lookup_pb2_grpc
+from online.ranking.client import RankedScores
+from pipelines.contracts.errors import InvalidConfig
+
+POPULATION = Population({"item": np.arange(100)}, seed=0)
+STALL_S = 0.4
+
+
+class Stalling(lookup_pb2_grpc.LookupServicer):
+    """A CPU host of one thread that answers at once, except that it stalls in one request."""
+
+    def __init__(self, stalls_at: int) -> None:
+        self._turn, self._stalls_at = itertools.count(), stalls_at
+
+    def Lookup(self, request, context) -> lookup_pb2.LookupResponse:
+        if next(self._turn) == self._stalls_at:
+            time.sleep(STALL_S)
+        return lookup_pb2.LookupResponse(
+            version=request.accepted_versions[0],
+            tables=[
+                lookup_pb2.TableRows(
+                    name=table.name, row_bytes=1, rows=bytes(len(table.ids) // 8), found=b"\1" * (len(table.ids) // 8)
+                )
+                for table in request.tables
+            ],
+        )
+
+
+@pytest.fixture
+def stalling() -> Iterator:
+    servers = []
+
+    def start(stalls_at: int) -> str:
+        servers.append(grpc.server(ThreadPoolExecutor(1)))
+        lookup_pb2_grpc.add_LookupServicer_to_server(Stalling(stalls_at), servers[-1])
+        port = servers[-1].add_insecure_port("127.0.0.1:0")
+        servers[-1].start()
+        return f"127.0.0.1:{port}"
+
+    yield start
+    for server in servers:
+        server.stop(0).wait()
+
+
+def test_a_stall_shows_in_every_request_it_held_up_of_an_open_loop_but_in_one_of_a_closed_loop(stalling) -> None:
+    def held_up(**loop) -> tuple[int, dict]:
+        traffic = lookup_traffic(
+            [stalling(WARM_REQUESTS + 20)], POPULATION, version=1, table="item.kge", batch=4, requests=200, seconds=0.0,
+            seed=0, **loop,
+        )
+        summary = traffic.summary()
+        assert (summary["requests"], summary["failed"]) == (200, 0)
+        return int((traffic.answers.column("latency_ms") > STALL_S * 1e3 / 4).sum()), summary
+
+    closed, hidden = held_up(concurrency=1)
+    opened, shown = held_up(concurrency=64, rate=200.0)
+    assert closed <= 3 and opened >= 20
+    assert shown["latency_ms"]["p90"] > STALL_S * 1e3 / 4 > hidden["latency_ms"]["p90"]
+    assert (hidden["loop"], shown["loop"], shown["rate"]) == ("closed", "open", 200.0)
+
+
+def test_a_request_that_could_not_be_sent_in_time_counts_as_failed(stalling) -> None:
+    traffic = lookup_traffic(
+        [stalling(min(WARM_REQUESTS, 100) + 5)], POPULATION, version=1, table="item.kge", batch=4, requests=100,
+        seconds=0.0, seed=0, concurrency=1, rate=400.0, timeout_s=STALL_S / 4,
+    )
+    summary = traffic.summary()
+    assert summary["requests"] == 100 and summary["failures"]["DEADLINE"] >= 1
+    assert summary["failures"][NOT_SENT] >= 1
+    assert summary["failed"] == sum(summary["failures"].values()) == sum(e["failed"] for e in summary["timeline"])
+
+
+def test_every_failure_is_counted() -> None:
+    population = Population({"user": np.arange(9), "item": np.arange(9)}, seed=0)
+    traffic = rank_traffic(
+        "127.0.0.1:9", population, requests=7, seconds=0.0, concurrency=2, candidates=3, now_seconds=1e9, seed=0
+    )
+    summary = traffic.summary()
+    assert (summary["requests"], summary["failed"], summary["goodput_per_s"]) == (7, 7, 0.0)
+    assert sum(summary["failures"].values()) == 7 and len(summary["first_failures"]) == 5
+    assert sum(entry["failed"] for entry in summary["timeline"]) == 7
+    assert len(traffic.for_verification().version) == 0
+
+
+def test_lookups_are_measured_over_all_requests(workspace_with_versions, host_cpu_tier) -> None:
+    workspace = workspace_with_versions.workspace
+    tier = host_cpu_tier(workspace, (1,))
+    result = lookup_traffic(
+        [tier.address], Population.of_version(workspace, 1, seed=0), version=1, table="item.kge", batch=64,
+        requests=50, seconds=0.0, concurrency=1, seed=0, deadline_ms=60_000.0,
+    ).summary()
+    assert (result["requests"], result["failed"], sum(result["histogram"]["counts"])) == (50, 0, 50)
+    assert len(result["histogram"]["edges_ms"]) == len(result["histogram"]["counts"]) + 1
+    assert 0 < result["p50_ms"] <= result["p99_ms"] <= result["p99_9_ms"] <= result["max_ms"]
+    assert 0.9 < result["found_share"] < 1.0 and result["answered_in_time"] == 50
+
+
+def answer(version: int, scores: np.ndarray) -> RankedScores:
+    return RankedScores(
+        version=version, manifest_sha256=f"m{version}", tasks=("ctr", "cvr")[: scores.shape[1]], scores=scores,
+        found={}, timing_ms={"total_ms": 2.0},
+    )
+
+
+def test_answers_are_kept_exactly_over_many_blocks() -> None:
+    traffic, random = RankTraffic(candidates=3, now_seconds=5.0), np.random.default_rng(0)
+    traffic.start()
+    now, requests = time.perf_counter(), 20_000
+    users, versions = random.integers(-(2**62), 2**62, requests), random.integers(1, 4, requests)
+    items = random.integers(-(2**62), 2**62, (requests, 3))
+    scores = random.random((requests, 3, 2), np.float32)
+    for number in range(requests):
+        traffic.record(
+            int(users[number]), items[number], answer(int(versions[number]), scores[number]), due=now, sent=now
+        )
+    kept = traffic.for_verification()
+    assert (kept.version == versions).all() and kept.manifest_sha256 == [f"m{version}" for version in versions]
+    assert (kept.users == np.repeat(users, 3)).all() and (kept.items == items.reshape(-1)).all()
+    assert (kept.scores == scores.reshape(-1, 2)).all() and (kept.now_seconds == 5.0).all()
+    assert (kept.request == np.repeat(np.arange(requests), 3)).all()
+    traffic.wall_s = 2.0
+    summary = traffic.summary()
+    assert summary["versions_seen"] == {str(v): int((versions == v).sum()) for v in (1, 2, 3)}
+    assert sum(sum(entry["versions"].values()) for entry in summary["timeline"]) == requests
+    assert summary["stages_p50_ms"] == {"total_ms": 2.0} and summary["manifests"]["2"] == "m2"
+    assert summary["requests_per_s"] == summary["goodput_per_s"] == requests / 2
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (3, 1), (0, 2), (4, 2)])
+def test_an_answer_of_another_shape_is_a_failure_and_never_stretched(shape) -> None:
+    traffic = RankTraffic(candidates=3)
+    traffic.start()
+    traffic.record(1, np.arange(3), answer(1, np.zeros((3, 2), np.float32)), due=0.0, sent=0.0)
+    traffic.record(1, np.arange(3), answer(1, np.ones(shape, np.float32)), due=0.0, sent=0.0)
+    assert len(traffic.answers) == 1 and traffic.failures.by_code() == {WRONG_SHAPE: 1}
+    assert not traffic.for_verification().scores.any()
+
+
+def test_goodput_counts_what_came_in_time() -> None:
+    traffic = LookupTraffic(batch=4, deadline_ms=10.0)
+    traffic.start()
+    now = time.perf_counter()
+    for late_s in (0.0, 0.0, 5.0):
+        traffic.record(np.ones(4, bool), due=now - late_s, sent=now)
+    traffic.wall_s = 1.0
+    assert traffic.figures()["latency_ms"]["max"] >= 5000
+    assert traffic.figures()["requests"] == 3 and traffic.figures()["answered_in_time"] <= 2
+
+
+def test_nothing_has_a_summary_too() -> None:
+    assert RankTraffic().summary()["requests"] == LookupTraffic().summary()["requests"] == 0
+
+
+@pytest.mark.parametrize("arguments", [[], ["--ranker", "127.0.0.1:1", "--lookup", "127.0.0.1:1"]])
+def test_the_command_needs_one_kind_of_target(arguments, workspace_with_versions) -> None:
+    result = click.testing.CliRunner().invoke(load, arguments, obj=workspace_with_versions.workspace)
+    assert isinstance(result.exception, InvalidConfig)
+
+
+@pytest.mark.parametrize("rate", ["0", "-1", "5,x", "nan", "inf", ""])
+def test_the_command_refuses_what_is_no_rate(rate, workspace_with_versions) -> None:
+    arguments = ["--lookup", "127.0.0.1:1", "--rate", rate]
+    result = click.testing.CliRunner().invoke(load, arguments, obj=workspace_with_versions.workspace)
+    assert result.exit_code == 2 and "requests a second" in result.output
+
+
+@pytest.fixture
+def signals_as_they_were() -> Iterator[None]:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("signals_as_they_were")
+@pytest.mark.parametrize("rates", [(), (200,), (100, 400)])
+def test_the_command_measures_and_draws(rates, workspace_with_versions, stalling, tmp_path) -> None:
+    picture, out = tmp_path / "load.svg", tmp_path / "load.json"
+    arguments = ["--rate", ",".join(map(str, rates))] if rates else []
+    arguments += ["--lookup", stalling(-1), "--batch", "4", "--requests", "60", "--deadline-ms", "50"]
+    click.testing.CliRunner().invoke(
+        load, [*arguments, "--out", str(out), "--plot", str(picture)], obj=workspace_with_versions.workspace,
+        catch_exceptions=False,
+    )
+    result = json.loads(out.read_text())
+    assert [step.get("rate") for step in result.get("steps", [result])] == (list(rates) or [None])
+    assert all(step["requests"] == 60 for step in result.get("steps", [result]))
+    assert picture.read_text().startswith("<?xml") and "</svg>" in picture.read_text()

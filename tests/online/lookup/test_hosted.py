@@ -1,0 +1,228 @@
+"""Which version of a host answers: the state machine itself, without a channel, and what it remembers."""
+
+import logging
+import threading
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from online.host_state import HostMemory, HostState
+from online.lookup.hosted import HostedVersions
+from online.reader import VersionReader
+from online.refusal import Code, Refusal
+from pipelines.contracts.errors import IntegrityError, VersionNotFound
+
+CANARY_ID = next(name for name in map(str, range(100)) if zlib.crc32(name.encode()) < 2**28)
+OTHER_ID = next(name for name in map(str, range(100)) if zlib.crc32(name.encode()) >= 2**31)
+
+
+@pytest.fixture(scope="module")
+def opened(workspace_with_versions):
+    workspace = workspace_with_versions.workspace
+    return {version: VersionReader.open(workspace, version, verify=False) for version in (1, 2)}
+
+
+@pytest.fixture
+def hosted(opened) -> HostedVersions:
+    hosted = HostedVersions(opened.__getitem__, unload_wait_s=0.2)
+    hosted.load(1)
+    return hosted
+
+
+def answering(hosted, accepted=(1, 2), request_id="") -> int:
+    with hosted.answering_from(accepted, request_id) as held:
+        return held.reader.version
+
+
+def refused(change, *arguments) -> Code:
+    with pytest.raises(Refusal) as caught:
+        change(*arguments)
+    return caught.value.code
+
+
+class TestChanges:
+    def test_a_loaded_version_waits_for_its_promotion(self, hosted) -> None:
+        hosted.load(2)
+        assert answering(hosted) == 1
+        hosted.promote(2)
+        assert answering(hosted) == 2
+        hosted.promote(1)
+        assert answering(hosted) == 1
+
+    def test_to_load_an_older_version_prefers_nothing_else(self, opened) -> None:
+        hosted = HostedVersions(opened.__getitem__)
+        hosted.load(2)
+        hosted.load(1)
+        assert answering(hosted) == 2
+
+    def test_a_drained_version_answers_nothing_new_and_comes_back_by_loading(self, hosted) -> None:
+        hosted.load(2)
+        hosted.drain(1)
+        with pytest.raises(Refusal) as caught, hosted.answering_from([1]):
+            pass
+        assert caught.value.code is Code.VERSION_NOT_AVAILABLE and caught.value.versions == (2,)
+        with pytest.raises(Refusal, match="draining"):
+            hosted.promote(1)
+        hosted.load(1)
+        assert answering(hosted, [1]) == 1
+        assert answering(hosted) == 2
+
+    def test_the_last_version_cannot_be_drained(self, hosted) -> None:
+        assert refused(hosted.drain, 1) is Code.LAST_VERSION and answering(hosted) == 1
+
+    def test_unloading_needs_a_drain_and_waits_for_requests_under_way(self, hosted) -> None:
+        hosted.load(2)
+        assert refused(hosted.unload, 1) is Code.STILL_ANSWERING
+        with hosted.answering_from([1]) as held:
+            hosted.drain(1)
+            assert refused(hosted.unload, 1) is Code.IN_FLIGHT
+            assert held.reader.lookup("item.kge", np.array([1]))[0].shape == (1, 10)
+            unloading = threading.Thread(target=hosted.unload, args=(1,))
+            unloading.start()
+        unloading.join(5)
+        assert [entry.version for entry in hosted.status().versions] == [2]
+
+    def test_every_change_may_be_repeated(self, hosted) -> None:
+        for change, arguments in [("load", (2,)), ("promote", (2, 0.1)), ("promote", (2,)), ("drain", (1,)),
+                                  ("unload", (1,))]:  # fmt: skip
+            getattr(hosted, change)(*arguments)
+            once = hosted.status()
+            getattr(hosted, change)(*arguments)
+            assert hosted.status() == once
+
+    def test_loading_does_not_hold_up_reads(self, opened) -> None:
+        began, go_on = threading.Event(), threading.Event()
+
+        def slowly(version: int) -> VersionReader:
+            if version == 2:
+                began.set()
+                assert go_on.wait(10)
+            return opened[version]
+
+        hosted = HostedVersions(slowly)
+        hosted.load(1)
+        loading = threading.Thread(target=hosted.load, args=(2,))
+        loading.start()
+        assert began.wait(5)
+        assert answering(hosted) == 1
+        go_on.set()
+        loading.join(5)
+        assert answering(hosted, [2]) == 2
+
+    def test_a_request_that_fails_is_no_answer(self, hosted) -> None:
+        with pytest.raises(KeyError), hosted.answering_from([1]):
+            raise KeyError
+        assert answering(hosted) == 1
+        entry = hosted.status().versions[0]
+        assert (entry.in_flight, entry.answered) == (0, 1)
+
+
+class TestCanary:
+    @pytest.fixture
+    def trying(self, hosted) -> HostedVersions:
+        hosted.load(2)
+        hosted.promote(2, 1 / 16)
+        return hosted
+
+    def test_it_answers_its_share_of_those_that_accept_it(self, trying) -> None:
+        assert answering(trying, request_id=CANARY_ID) == 2
+        assert answering(trying, request_id=OTHER_ID) == 1
+        assert answering(trying, [1], CANARY_ID) == 1
+        assert answering(trying, [2], OTHER_ID) == 2
+
+    def test_it_ends_by_a_promotion_of_either_and_by_its_drain(self, trying) -> None:
+        trying.promote(1)
+        assert answering(trying, request_id=CANARY_ID) == 1 and trying.state().canary == 0
+        trying.promote(2, 1 / 16)
+        trying.drain(2)
+        assert answering(trying, request_id=CANARY_ID) == 1 and trying.state().canary == 0
+        trying.load(2)
+        trying.promote(2, 1 / 16)
+        trying.drain(1)  # it is all that is left
+        assert trying.state() == HostState((1, 2), (1,), 2)
+
+    @pytest.mark.parametrize("share", [0, -1, 1.0001, float("nan"), float("inf")])
+    def test_a_share_is_of_the_requests(self, trying, share) -> None:
+        assert refused(trying.promote, 2, share) is Code.INVALID_SHARE
+        assert trying.state().canary_share == 1 / 16
+
+    def test_what_is_preferred_cannot_be_tried_as_well(self, trying) -> None:
+        assert refused(trying.promote, 1, 0.5) is Code.INVALID_SHARE
+
+    @settings(max_examples=50, deadline=None)
+    @given(request_id=st.text(max_size=20), share=st.floats(0, 1, exclude_min=True))
+    def test_who_is_in_the_share_is_in_every_larger_one(self, opened, request_id, share) -> None:
+        hosted = HostedVersions(opened.__getitem__)
+        hosted.restore(HostState((1, 2), preferred=1, canary=2, canary_share=share))
+        in_share = zlib.crc32(request_id.encode()) / 2**32 < share
+        assert answering(hosted, request_id=request_id) == (2 if in_share else 1)
+
+
+class TestMemory:
+    def test_every_change_is_written_before_it_returns(self, opened, workspace_with_versions) -> None:
+        written: list[HostState] = []
+        hosted = HostedVersions(opened.__getitem__, remember=written.append)
+        for change, arguments in [("load", (1,)), ("load", (2,)), ("promote", (2, 0.5)), ("promote", (2,)),
+                                  ("drain", (1,)), ("drain", (1,)), ("unload", (1,))]:  # fmt: skip
+            getattr(hosted, change)(*arguments)
+            assert written[-1] == hosted.state()
+        assert len(written) == 6
+
+    def test_a_change_that_was_not_written_is_no_success_and_may_be_repeated(self, opened) -> None:
+        written: list[HostState] = []
+
+        def remember(state: HostState) -> None:
+            if not written:
+                written.append(state)
+                raise OSError("disk full")
+            written.append(state)
+
+        hosted = HostedVersions(opened.__getitem__, remember=remember)
+        with pytest.raises(OSError, match="disk full"):
+            hosted.load(1)
+        hosted.load(1)
+        assert written[-1] == HostState((1,), preferred=1)
+
+    @pytest.mark.parametrize("state", [
+        HostState((1,), preferred=1), HostState((1, 2), preferred=2), HostState((1, 2), (1,), 2),
+        HostState((1, 2), preferred=1, canary=2, canary_share=0.1),
+    ])  # fmt: skip
+    def test_a_host_comes_back_as_what_it_was(self, opened, own_workspace, state) -> None:
+        memory = HostMemory(own_workspace.workspace, "cpu-1")
+        memory.remember(state)
+        hosted = HostedVersions(opened.__getitem__)
+        hosted.restore(memory.recall())
+        assert hosted.state() == state
+
+    @staticmethod
+    def without(opened, *missing: int) -> HostedVersions:
+        def open_version(version: int) -> VersionReader:
+            if version in missing:
+                raise VersionNotFound(f"version {version}", expected="it", got="it was retired", remedy="None.")
+            return opened[version]
+
+        return HostedVersions(open_version)
+
+    def test_a_version_that_is_gone_is_logged_and_left_out(self, opened, caplog) -> None:
+        hosted = self.without(opened, 2)
+        with caplog.at_level(logging.ERROR):
+            hosted.restore(HostState((1, 2), preferred=2, canary=0))
+        assert "version 2, which this host served, cannot be served any more" in caplog.text
+        assert hosted.state() == HostState((1,), preferred=1)
+
+    def test_a_host_without_any_version_that_answers_does_not_start(self, opened) -> None:
+        with pytest.raises(VersionNotFound, match="retired"):
+            self.without(opened, 2).restore(HostState((1, 2), (1,), 2))
+        with pytest.raises(VersionNotFound):
+            self.without(opened, 2).restore(HostState((1, 2), preferred=1), whole=True)
+
+    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"loaded": 3, "draining": []}', '{"loaded": [1], "new": 1}'])
+    def test_a_memory_that_cannot_be_read_says_so(self, own_workspace, text) -> None:
+        memory = HostMemory(own_workspace.workspace, "cpu-1")
+        memory.remember(HostState((1,)))
+        memory.path.write_text(text)
+        with pytest.raises(IntegrityError, match="Delete it"):
+            memory.recall()

@@ -1,0 +1,213 @@
+"""Workers of one host, as processes: they answer as one, share pages, come back as they were, end with their parent."""
+
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from online.channel import open_channel
+from online.lookup.client import LookupClient
+from online.lookup.workers import merged, reserve_port, state_of
+from online.proto import admin_pb2, admin_pb2_grpc
+from online.server import Endpoint
+from pipelines.contracts.errors import InvalidConfig
+from tests.fleet import descendants, free_ports
+from tests.releases import published_rows
+
+IDS = {"item.kge": np.arange(3)}
+
+
+def until(condition, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.02)
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+class Traffic:
+    """Lookups without pause from a thread; every failure is kept."""
+
+    def __init__(self, address: str) -> None:
+        self._client = LookupClient([address], timeout_s=10, attempts=20, connections=4)
+        self._stop, self._thread = threading.Event(), threading.Thread(target=self._send)
+        self.versions: list[int] = []
+        self.failures: list[BaseException] = []
+
+    def _send(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self.versions.append(self._client.lookup([1, 2], IDS).version)
+            except Exception as error:
+                self.failures.append(error)
+                return
+
+    def __enter__(self) -> "Traffic":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(20)
+        self._client.close()
+
+    def more(self, count: int = 200) -> list[int]:
+        """Versions of so many answers from now on."""
+        begin = len(self.versions)
+        until(lambda: len(self.versions) >= begin + count or self.failures)
+        return self.versions[begin:]
+
+
+def shared_and_private_bytes(pid: int, name: str) -> tuple[int, int]:
+    """Of this process's maps of files whose path contains `name`."""
+    shared = private = 0
+    mine = False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            mine = name in line
+        elif mine and (match := re.match(r"(Shared|Private)_(?:Clean|Dirty): +(\d+) kB", line)):
+            if match[1] == "Shared":
+                shared += int(match[2])
+            else:
+                private += int(match[2])
+    return shared, private
+
+
+@pytest.mark.slow
+def test_a_host_with_workers_from_start_to_stop(own_workspace, launch) -> None:
+    workspace, (port, admin_port) = own_workspace.workspace, free_ports(2)
+    words = ("serve", "cpu-tier", "--versions", "1,2", "--workers", "2", "--name", "cpu-1", "--metrics-port", "0")
+    words += ("--port", str(port), "--admin-port", str(admin_port))
+    host = launch(workspace, *words).wait_ready()
+    first, second = workers = host.ready["workers"]
+    assert sorted(workers) == sorted(descendants(host.process.pid)) and host.ready["versions"] == [1, 2]
+    for pid in workers:  # the same pages
+        shared, private = shared_and_private_bytes(pid, "rows.npy")
+        assert shared > 0 and private == 0
+
+    with open_channel(host.port("admin")) as channel, Traffic(host.port("lookup")) as traffic:
+        admin = admin_pb2_grpc.CpuTierAdminStub(channel)
+        # a change reaches all before it is answered
+        promoted = admin.Promote(admin_pb2.VersionRequest(version=2))
+        assert (promoted.preferred, promoted.workers) == (2, 2)
+        assert set(traffic.more()[4:]) == {2}
+        with pytest.raises(grpc.RpcError) as caught:
+            admin.Load(admin_pb2.VersionRequest(version=9), timeout=20)
+        assert dict(caught.value.trailing_metadata())["facet-error"] == "VERSION_NOT_PUBLISHED"
+        # each worker is killed, so that then only restarted ones answer: as the host was, not as it was started
+        for pid in workers:
+            os.kill(pid, signal.SIGKILL)
+            until(lambda pid=pid: pid not in descendants(host.process.pid))
+            until(lambda: admin.Status(admin_pb2.StatusRequest()).workers == 2)
+        assert not {first, second} & set(descendants(host.process.pid))
+        assert set(traffic.more()) == {2} and not traffic.failures
+        # a change while a worker is away waits for it
+        os.kill(descendants(host.process.pid)[0], signal.SIGKILL)
+        for change in (admin.Drain, admin.Unload):
+            change(admin_pb2.VersionRequest(version=1), timeout=30)
+        assert {2} == set(traffic.more()) and not traffic.failures
+        until(lambda: admin.Status(admin_pb2.StatusRequest()).workers == 2)
+        assert [entry.version for entry in admin.Status(admin_pb2.StatusRequest()).versions] == [2]
+
+    # killed, the parent takes its workers along; started again with other --versions, the host is what it was
+    workers = descendants(host.process.pid)
+    host.kill()
+    until(lambda: all(map(is_gone, workers)))
+    again = launch(workspace, *words).wait_ready()
+    assert again.ready["versions"] == [2] and again.ready["ports"]["lookup"] == port
+    taken = launch(workspace, "serve", "cpu-tier", "--versions", "1", "--workers", "2", "--port", str(port))
+    ids, rows = published_rows(workspace, 2, "item.kge")
+    client = LookupClient([again.port("lookup")])
+    np.testing.assert_array_equal(client.lookup([1, 2], {"item.kge": ids}).rows["item.kge"], rows)
+    client.close()
+    status, said, errors = taken.finish()
+    assert (status, said) == (2, "") and f"cannot listen on 127.0.0.1:{port}" in errors and "Traceback" not in errors
+    workers = descendants(again.process.pid)
+    assert again.stop() == 0
+    assert all(map(is_gone, workers))
+
+
+def test_a_named_host_of_one_process_comes_back_as_what_it_was(own_workspace, launch) -> None:
+    words = ("serve", "cpu-tier", "--versions", "1", "--name", "cpu-1", "--port", str(free_ports(1)[0]))
+    host = launch(own_workspace.workspace, *words).wait_ready()
+    with open_channel(host.port("admin")) as channel:
+        admin = admin_pb2_grpc.CpuTierAdminStub(channel)
+        admin.Load(admin_pb2.VersionRequest(version=2))
+        admin.Promote(admin_pb2.VersionRequest(version=2, share=0.25))
+    host.kill()
+    host = launch(own_workspace.workspace, *words).wait_ready()
+    with open_channel(host.port("admin")) as channel:
+        status = admin_pb2_grpc.CpuTierAdminStub(channel).Status(admin_pb2.StatusRequest())
+    assert (status.preferred, status.canary, status.canary_share, status.workers) == (1, 2, 0.25, 1)
+    assert [entry.version for entry in status.versions] == [1, 2]
+
+
+def test_workers_that_cannot_start_say_why(workspace_with_versions, launch) -> None:
+    status, said, errors = launch(
+        workspace_with_versions.workspace, "serve", "cpu-tier", "--versions", "9", "--workers", "2"
+    ).finish()
+    assert (status, said) == (2, "")
+    assert "version 9" in errors and "workers did not start" in errors and "Traceback" not in errors
+
+
+def status_of(*versions: tuple[int, bool, int, int], preferred: int = 1) -> admin_pb2.CpuTierStatus:
+    return admin_pb2.CpuTierStatus(
+        versions=[
+            admin_pb2.HostedVersion(version=v, manifest_sha256=str(v), draining=d, in_flight=i, answered=a)
+            for v, d, i, a in versions
+        ],
+        preferred=preferred, canary=2, canary_share=0.5, shard=1, shards=2, workers=1,
+    )  # fmt: skip
+
+
+def test_a_version_answers_if_any_worker_answers_it_and_counts_add_up() -> None:
+    one = status_of((1, True, 2, 10), (2, False, 0, 5))
+    other = status_of((1, False, 1, 20), (2, False, 3, 6), (3, True, 0, 0))
+    host = merged([one, other])
+    assert host == admin_pb2.CpuTierStatus(
+        versions=[
+            admin_pb2.HostedVersion(version=1, manifest_sha256="1", draining=False, in_flight=3, answered=30),
+            admin_pb2.HostedVersion(version=2, manifest_sha256="2", draining=False, in_flight=3, answered=11),
+            admin_pb2.HostedVersion(version=3, manifest_sha256="3", draining=True),
+        ],
+        preferred=1, canary=2, canary_share=0.5, shard=1, shards=2, workers=2,
+    )  # fmt: skip
+    assert merged([one]) == one
+    state = state_of(host)
+    assert (state.loaded, state.draining, state.preferred, state.canary) == ((1, 2, 3), (3,), 1, 2)
+
+
+class TestReservePort:
+    def test_only_workers_share_it(self) -> None:
+        with reserve_port("127.0.0.1", 0) as held:
+            port = held.getsockname()[1]
+            workers = [Endpoint("lookup", "127.0.0.1", port, 1, reuse_port=True) for _ in range(2)]
+            for worker in workers:
+                worker.start()
+            with pytest.raises(InvalidConfig, match="cannot listen"):
+                Endpoint("lookup", "127.0.0.1", port, 1)
+            with pytest.raises(InvalidConfig, match="cannot listen"):
+                reserve_port("127.0.0.1", port, patience_s=0)
+            for worker in workers:
+                worker.stop().wait()
+
+    def test_nobody_else_may_listen_there_even_if_they_would_share_it(self) -> None:
+        with socket.socket() as other:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            other.bind(("127.0.0.1", 0))
+            other.listen()
+            with pytest.raises(InvalidConfig, match="cannot listen"):
+                reserve_port("127.0.0.1", other.getsockname()[1], patience_s=0)

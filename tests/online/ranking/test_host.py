@@ -1,0 +1,94 @@
+"""A ranker as a process, with its rows in the same process; what it remembers."""
+
+import grpc
+import numpy as np
+import pytest
+
+from online.channel import open_channel
+from online.host_state import HostMemory, HostState
+from online.proto import admin_pb2, admin_pb2_grpc
+from online.ranking.client import RankClient
+from online.ranking.host import _restore
+from online.ranking.runnable import RunnableModels
+from online.refusal import Code, Refusal, refusal_from
+from pipelines.contracts.errors import VersionNotFound
+
+
+def test_a_ranker_with_its_own_rows_is_rolled_out_as_a_pair_of_hosts(own_workspace, launch) -> None:
+    words = ("serve", "ranker", "--cpu-tier", "local", "--versions", "1", "--name", "both", "--device", "cpu")
+    host = launch(own_workspace.workspace, *words).wait_ready()
+    assert host.ready["versions"] == [1] and set(host.ready["ports"]) == {"rank", "admin"}
+    assert _version(host) == 1
+    with open_channel(host.port("admin")) as channel:
+        models, rows = admin_pb2_grpc.RankerAdminStub(channel), admin_pb2_grpc.CpuTierAdminStub(channel)
+        one, two = (admin_pb2.VersionRequest(version=version) for version in (1, 2))
+        models.Load(two, timeout=30)
+        rows.Load(two, timeout=30)
+        assert _version(host) == 1
+        rows.Promote(two, timeout=5)
+        assert _version(host) == 2
+        with pytest.raises(grpc.RpcError) as caught:
+            models.Unload(one, timeout=5)
+        assert refusal_from(caught.value, "the ranker").code is Code.STILL_ANSWERING
+        rows.Drain(one, timeout=5)
+        rows.Unload(one, timeout=5)
+        status = models.Unload(one, timeout=5)
+        assert [(model.version, model.answered) for model in status.models] == [(2, 1)]
+    # what it would come back with; that it does, the chaos series shows
+    assert HostMemory(own_workspace.workspace, "both").recall() == HostState(loaded=(2,))
+    assert HostMemory(own_workspace.workspace, "both.rows").recall() == HostState(loaded=(2,), preferred=2)
+
+
+def test_a_ranker_becomes_what_it_was_or_what_it_is_told_to_be(workspace_with_versions) -> None:
+    memory = HostMemory(workspace_with_versions.workspace, "ranker-7")
+    first = RunnableModels(_load, remember=memory.remember)
+    _restore(first, memory, HostState(loaded=(1,)))
+    assert memory.recall() == HostState(loaded=(1,)), "from the first moment on"
+    first.load(2)
+    again = RunnableModels(_load, remember=memory.remember)
+    _restore(again, memory, HostState(loaded=(1,)))
+    assert sorted(again.pin()) == [1, 2]
+
+
+def _version(host) -> int:
+    client = RankClient(host.port("rank"))
+    try:
+        return client.rank(1, np.array([1, 2]), now_seconds=1.4e9).version
+    finally:
+        client.close()
+
+
+class Loaded:
+    """What a scorer is to `RunnableModels`."""
+
+    manifest_sha256, device = "0" * 64, "cpu"
+
+
+def _load(version: int) -> Loaded:
+    if version > 2:
+        raise VersionNotFound(f"version {version}", expected="a published one", got="none", remedy="Publish it.")
+    return Loaded()
+
+
+def test_what_a_ranker_holds_is_remembered_at_every_change() -> None:
+    remembered = []
+    models = RunnableModels(_load, remember=remembered.append)
+    models.load(1)
+    models.load(2)
+    models.unload(1)
+    models.unload(1)
+    with pytest.raises(VersionNotFound):
+        models.load(3)
+    with pytest.raises(Refusal):
+        models.unload(2)
+    assert [state.loaded for state in remembered] == [(1,), (1, 2), (2,), (2,)]
+
+
+def test_a_ranker_comes_back_without_what_was_retired_meanwhile() -> None:
+    models = RunnableModels(_load)
+    models.restore(HostState(loaded=(2, 3)))
+    assert sorted(models.pin()) == [2]
+    with pytest.raises(VersionNotFound):
+        RunnableModels(_load).restore(HostState(loaded=(3,)))
+    with pytest.raises(VersionNotFound):
+        RunnableModels(_load).restore(HostState(loaded=(1, 3)), whole=True)

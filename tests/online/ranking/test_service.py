@@ -1,0 +1,353 @@
+"""The ranker over a real channel: the scores of exactly one version, or a typed refusal."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from online.admission import Admission
+from online.channel import open_channel
+from online.lookup.hosted import HostedVersions
+from online.lookup.row_source import VersionRows
+from online.lookup.same_host import FetchedRows, SameHostRows
+from online.observe import metrics
+from online.proto import rank_pb2, rank_pb2_grpc
+from online.ranking.client import RankClient
+from online.ranking.context_source import ContextSource, FeastContext
+from online.ranking.scorer import Scorer
+from online.ranking.service import RankService, RunnableModels
+from online.ranking.verify import OfflineVersion
+from online.reader import VersionReader
+from online.refusal import Code, Refusal
+from online.server import Endpoint
+from pipelines.contracts.context import CONTEXT_FEATURES, context_matrix
+from tests.releases import AS_OF, TASKS, entity_ids
+
+NOW = AS_OF.timestamp() + 3600.0
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def tier(workspace_with_versions, host_cpu_tier):
+    return host_cpu_tier(workspace_with_versions.workspace, (1, 2))
+
+
+@pytest.fixture(scope="module")
+def ranker(workspace_with_versions, tier, host_ranker):
+    return host_ranker(workspace_with_versions, [tier.address], (1, 2))
+
+
+@pytest.fixture(scope="module")
+def client(ranker):
+    client = RankClient(ranker.address)
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def offline(workspace_with_versions):
+    """(version, user, items) -> probabilities, without any server."""
+    workspace = workspace_with_versions.workspace
+    versions = {number: OfflineVersion(workspace, number) for number in (1, 2)}
+    context = FeastContext(workspace.feature_repo, CONTEXT_FEATURES)
+
+    def score(version: int, user: int, items: np.ndarray) -> np.ndarray:
+        users = np.full(len(items), user)
+        columns = context.columns(CONTEXT_FEATURES, users=users, items=items)
+        matrix = context_matrix(CONTEXT_FEATURES, columns, np.full(len(items), NOW))
+        return versions[version].scores(users, items, matrix)
+
+    return score
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_scores_are_the_offline_scores_of_the_named_version(version, tier, client, offline) -> None:
+    tier.state.promote(version)
+    users, items = entity_ids("user", 200), entity_ids("item", 200)
+    for user in (users[0], users[99], -1):
+        candidates = np.concatenate([items[:30], [-3, 2**62]])
+        answer = client.rank(int(user), candidates, now_seconds=NOW)
+        assert answer.version == version and answer.tasks == TASKS and answer.scores.shape == (32, 2)
+        np.testing.assert_allclose(answer.scores, offline(version, user, candidates), atol=TOLERANCE)
+        other = np.abs(answer.scores - offline(3 - version, user, candidates)).max()
+        assert other > 100 * TOLERANCE, "the versions' scores must differ for this test to say anything"
+        assert answer.found == {
+            "user.contrastive": float(user != -1), "user.kge": float(user != -1),
+            "item.contrastive": 30 / 32, "item.kge": 30 / 32,
+        }
+        assert {"lookup_ms", "context_ms", "model_ms", "total_ms"} <= set(answer.timing_ms)
+    tier.state.promote(1)
+
+
+def test_requests_worked_on_together_are_answered_as_if_alone(tier, client, offline) -> None:
+    """Many threads while the preferred version changes: each answer is its own user's, of the version that it names."""
+    users, items = entity_ids("user", 200), entity_ids("item", 200)
+    before = _batches("score")
+
+    def ask(thread: int) -> set[int]:
+        random, versions = np.random.default_rng(thread), set()
+        for turn in range(15):
+            if thread == 0:
+                tier.state.promote(1 + turn % 2)
+            user, candidates = int(random.choice(users)), random.choice(items, random.integers(1, 12))
+            answer = client.rank(user, candidates, now_seconds=NOW)
+            np.testing.assert_allclose(answer.scores, offline(answer.version, user, candidates), atol=TOLERANCE)
+            versions.add(answer.version)
+        return versions
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set.union(*pool.map(ask, range(8))) == {1, 2}
+    tier.state.promote(1)
+    passes, requests = np.subtract(_batches("score"), before)
+    assert requests == 8 * 15 and passes < requests, "nothing was combined, so this test says nothing"
+
+
+def _batches(what: str) -> tuple[float, float]:
+    names = ("facet_batch_size_count", "facet_batch_size_sum")
+    return tuple(metrics.registry.get_sample_value(name, {"what": what}) or 0.0 for name in names)
+
+
+def test_the_context_and_the_moment_reach_the_model(client) -> None:
+    user, items = int(entity_ids("user", 200)[0]), entity_ids("item", 200)[:8]
+    soon, late = (client.rank(user, items, now_seconds=NOW + days * 86_400).scores for days in (0, 500))
+    assert np.abs(soon - late).max() > 1e-3
+
+
+def test_a_version_without_its_model_is_never_scored(workspace_with_versions, host_cpu_tier, host_ranker) -> None:
+    tier = host_cpu_tier(workspace_with_versions.workspace, (2,))
+    ranker = host_ranker(workspace_with_versions, [tier.address], (1,))
+    client = RankClient(ranker.address)
+    with pytest.raises(Refusal) as caught:
+        client.rank(1, np.array([1]), now_seconds=NOW)
+    assert caught.value.code is Code.VERSION_NOT_AVAILABLE and caught.value.versions == (2,)
+    ranker.state.load(2)
+    assert client.rank(1, np.array([1]), now_seconds=NOW).version == 2
+    client.close()
+
+
+def test_the_same_number_with_another_manifest_is_refused(own_workspace, tier, host_ranker) -> None:
+    """A ranker over another workspace, whose version 1 was published anew: same number, other rows."""
+    import shutil
+
+    from pipelines.publish import publish
+    from tests.releases import write_candidate
+
+    workspace = own_workspace.workspace
+    shutil.rmtree(workspace.root / "versions")
+    publish(workspace, write_candidate(own_workspace.root / "again", seed=77))
+    ranker = host_ranker(own_workspace, [tier.address], (1,))
+    client = RankClient(ranker.address)
+    with pytest.raises(Refusal) as caught:
+        client.rank(1, np.array([1]), now_seconds=NOW)
+    assert caught.value.code is Code.VERSION_MISMATCH and caught.value.status is grpc.StatusCode.INTERNAL
+    client.close()
+
+
+def test_versions_with_other_tables_run_side_by_side(own_workspace, host_cpu_tier, host_ranker) -> None:
+    """A ranker that holds a version with fewer tables asks for the rows of whichever version answers."""
+    import json
+
+    from pipelines.contracts.upper_model import UpperConfig, UpperModel, save_upper_model
+    from pipelines.publish import publish
+    from tests.releases import DIMS, write_candidate
+
+    candidate = write_candidate(own_workspace.root / "fewer", seed=3)
+    dims = {name: dim for name, dim in DIMS.items() if name != "user.kge"}
+    release = json.loads((candidate / "release.json").read_text())
+    release["tables"] = [table for table in release["tables"] if table["name"] in dims]
+    (candidate / "release.json").write_text(json.dumps(release))
+    (candidate / "tables" / "user.kge.parquet").unlink()
+    save_upper_model(
+        UpperModel(UpperConfig(dims, CONTEXT_FEATURES, TASKS, cross_rank=4, hidden=(16,))), candidate / "upper"
+    )
+    publish(own_workspace.workspace, candidate)
+    own_workspace.apply()
+    own_workspace.materialize([f"{name.replace('.', '_')}__v3" for name in dims])
+    tier = host_cpu_tier(own_workspace.workspace, (1,))
+    ranker = host_ranker(own_workspace, [tier.address], (1, 3))
+    client = RankClient(ranker.address)
+    assert client.rank(1, np.array([1]), now_seconds=NOW).version == 1
+    tier.state.load(3)
+    answer = client.rank(1, np.array([1]), now_seconds=NOW)
+    assert answer.version == 3 and set(answer.found) == set(dims)
+    client.close()
+
+
+def test_unloading_never_breaks_a_request_under_way(ranker, workspace_with_versions) -> None:
+    pinned = ranker.state.pin()
+    ranker.state.unload(2)
+    assert sorted(pinned) == [1, 2] and sorted(ranker.state.pin()) == [1]
+    assert pinned[2].model is not None
+    with pytest.raises(Refusal) as caught:
+        ranker.state.unload(1)
+    assert caught.value.code is Code.LAST_VERSION
+    ranker.state.load(2)
+
+
+def test_without_a_cpu_tier_it_refuses_in_bounded_time_and_recovers(
+    workspace_with_versions, host_cpu_tier, host_ranker
+) -> None:
+    first = host_cpu_tier(workspace_with_versions.workspace, (1,))
+    address = first.address
+    ranker = host_ranker(workspace_with_versions, [address], (1,), timeout_s=1.0)
+    client = RankClient(ranker.address)
+    assert client.rank(1, np.array([1]), now_seconds=NOW).version == 1
+    first.stop()
+    with pytest.raises(Refusal) as caught:
+        client.rank(1, np.array([1]), now_seconds=NOW)
+    assert caught.value.code is Code.LOOKUP_UNAVAILABLE and caught.value.status is grpc.StatusCode.UNAVAILABLE
+    host_cpu_tier(workspace_with_versions.workspace, (1,), port=first.endpoint.port)
+    assert client.rank(1, np.array([1]), now_seconds=NOW).version == 1
+    client.close()
+
+
+class Ones(ContextSource):
+    """The same context for everybody; none for user -7."""
+
+    def columns(self, features, *, users, items):
+        if users[0] == -7:
+            raise ValueError("unfit")
+        return {feature.key: np.ones(len(users)) for feature in features}
+
+
+@pytest.fixture
+def serve(workspace_with_versions):
+    """Call with versions and a function of (models, hosted) that gives the row source: models, client."""
+    running = []
+
+    def start(versions, source_of, **named):
+        workspace = workspace_with_versions.workspace
+        models = RunnableModels(lambda version: Scorer.load(workspace, version, device="cpu"))
+        hosted = HostedVersions(lambda version: VersionReader.open(workspace, version))
+        for version in versions:
+            models.load(version)
+            hosted.load(version)
+        endpoint = Endpoint("rank", "127.0.0.1", 0, 4)
+        service = RankService(models, source_of(models, hosted), Ones(), **named)
+        rank_pb2_grpc.add_RankServicer_to_server(service, endpoint.server)
+        endpoint.start()
+        running.append((endpoint, RankClient(f"127.0.0.1:{endpoint.port}")))
+        return models, running[-1][1]
+
+    yield start
+    for endpoint, client in running:
+        client.close()
+        endpoint.stop().wait()
+
+
+class Shifting(SameHostRows):
+    """Rows that are refused while `steps` are left; each refusal comes after the models have changed by one step."""
+
+    def __init__(self, hosted, steps) -> None:
+        super().__init__(hosted)
+        self.steps, self.asked = steps, []
+
+    def start(self, accepted, ids, *, request_id="", timeout_s=None):
+        self.asked.append(sorted(accepted))
+        if self.steps:
+            self.steps.pop(0)()
+            accepted = [99]
+        return super().start(accepted, ids, request_id=request_id, timeout_s=timeout_s)
+
+
+def test_models_that_change_under_a_request_are_pinned_anew_however_often(serve) -> None:
+    """A rollout loads 2, and then unloads 1, each while the request waits for rows of what it had pinned."""
+    sources = []
+
+    def source(models, hosted):
+        hosted.load(2)
+        sources.append(Shifting(hosted, [lambda: models.load(2), lambda: models.unload(1)]))
+        return sources[-1]
+
+    _, client = serve([1], source)
+    assert client.rank(1, np.array([1]), now_seconds=NOW).version == 2
+    assert sources[0].asked == [[1], [1, 2], [2]]
+    sources[0].steps = [lambda: None]
+    with pytest.raises(Refusal) as caught:
+        client.rank(1, np.array([1]), now_seconds=NOW)
+    assert caught.value.code is Code.VERSION_NOT_AVAILABLE and len(sources[0].asked) == 4, "unchanged: asked only once"
+
+
+class Damaged(SameHostRows):
+    """Rows of which a table is missing, for user -8."""
+
+    def start(self, accepted, ids, *, request_id="", timeout_s=None):
+        pending = super().start(accepted, ids, request_id=request_id, timeout_s=timeout_s)
+        if ids["user.kge"][0] != -8:
+            return pending
+        rows = pending.result()
+        less = {name: packed for name, packed in rows.rows.items() if name != "item.kge"}
+        return FetchedRows(pending.finished_at, VersionRows(rows.version, rows.manifest_sha256, less, rows.found))
+
+
+def test_what_became_of_requests_is_counted_by_version(serve) -> None:
+    models, client = serve([1, 2], lambda models, hosted: Damaged(hosted))
+    for user in (1, 2, 3):
+        client.rank(user, np.array([1]), now_seconds=NOW)
+    for user, code in ((-7, Code.INTERNAL), (-8, Code.INTERNAL)):
+        with pytest.raises(Refusal) as caught:
+            client.rank(user, np.array([1]), now_seconds=NOW)
+        assert caught.value.code is code
+    with pytest.raises(Refusal):
+        client.rank(1, np.array([], np.int64))
+    status = models.status()
+    first, second = status.models
+    assert (first.version, first.answered, first.failed) == (1, 3, 1)
+    assert (second.version, second.answered, second.failed) == (2, 0, 0)
+    assert status.failed == 1, "the one without context; what was asked wrongly is no failure of a version"
+    assert len(first.latency_counts) == len(status.latency_bounds_ms) + 1 and sum(first.latency_counts) == 3
+    assert list(status.latency_bounds_ms) == sorted(status.latency_bounds_ms)
+
+
+def test_what_is_too_much_is_refused_and_not_counted_as_a_failure(serve) -> None:
+    admission = Admission(slots=1, queue=0)
+    models, client = serve([1], lambda models, hosted: SameHostRows(hosted), admission=admission)
+    with admission.admit(), pytest.raises(Refusal) as caught:
+        client.rank(1, np.array([1]), now_seconds=NOW)
+    assert caught.value.code is Code.OVERLOADED
+    answer = client.rank(1, np.array([1]), now_seconds=NOW)
+    assert answer.version == 1 and answer.timing_ms["total_ms"] > 0
+    assert models.status().failed == 0 and models.status().models[0].failed == 0
+
+
+@pytest.fixture(scope="module")
+def stub(ranker):
+    with open_channel(ranker.address) as channel:
+        yield rank_pb2_grpc.RankStub(channel)
+
+
+@pytest.mark.parametrize(
+    ("request_", "code"),
+    [
+        (rank_pb2.RankRequest(user=1, candidates=b""), Code.MALFORMED_IDS),
+        (rank_pb2.RankRequest(user=1, candidates=b"1234567"), Code.MALFORMED_IDS),
+        (rank_pb2.RankRequest(user=1, candidates=bytes(8 * 257)), Code.BATCH_TOO_LARGE),
+        (rank_pb2.RankRequest(user=1, candidates=bytes(8), now_seconds=float("nan")), Code.INVALID_TIME),
+        (rank_pb2.RankRequest(user=1, candidates=bytes(8), now_seconds=-1.0), Code.INVALID_TIME),
+    ],
+    ids=lambda value: value.name if isinstance(value, Code) else "",
+)
+def test_typed_refusals(stub, request_, code) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.Rank(request_, timeout=5)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert dict(caught.value.trailing_metadata())["facet-error"] == code.name
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    user=st.integers(-(2**63), 2**63 - 1), candidates=st.binary(max_size=64), now=st.floats(),
+    request_id=st.text(max_size=20),
+)
+def test_any_request_is_scored_or_refused_with_a_code(stub, user, candidates, now, request_id) -> None:
+    request = rank_pb2.RankRequest(request_id=request_id, user=user, candidates=candidates, now_seconds=now)
+    try:
+        answer = stub.Rank(request, timeout=5)
+    except grpc.RpcError as error:
+        assert Code[dict(error.trailing_metadata())["facet-error"]].status is grpc.StatusCode.INVALID_ARGUMENT
+    else:
+        scores = np.frombuffer(answer.scores, "<f4")
+        assert len(scores) == len(candidates) // 8 * len(answer.tasks) and np.isfinite(scores).all()
