@@ -89,7 +89,7 @@ class Chaos:
     kills: int
     kill_every_s: float
     seed: int
-    concurrency: int = 16
+    concurrency: int = 24
     candidates: int = 4
     killed: list[str] = field(default_factory=list)
     frozen: list[str] = field(default_factory=list)
