@@ -2,18 +2,12 @@
 
 import json
 import shutil
-import signal
-import time
 
-import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from online.channel import open_channel
 from online.commands.rollout import rollout as rollout_command
 from online.lookup.shards import Shard
-from online.proto import admin_pb2, admin_pb2_grpc
-from online.ranking.client import RankClient
 from online.refusal import Code, Refusal
 from online.rollout.controller import Rollout
 from online.rollout.fleet import InvariantViolated
@@ -305,55 +299,3 @@ def test_the_command_shows_what_it_would_do_does_it_and_takes_it_back(fleet) -> 
     assert versions_of(fleet) == ([2], [2])
     for options in ([], ["--back"]):
         assert isinstance(command(fleet, *options).exception, InvalidConfig | NotPrepared)  # nothing is under way
-
-
-def wait_for_answers(ranker, *, version: int, count: int) -> None:
-    """Wait until the ranker has answered so many requests from a version; bounded."""
-    deadline = time.monotonic() + 60
-    with open_channel(ranker.port("admin")) as channel:
-        admin = admin_pb2_grpc.RankerAdminStub(channel)
-        while True:
-            answered = {model.version: model.answered for model in admin.Status(admin_pb2.StatusRequest()).models}
-            if answered.get(version, 0) >= count:
-                return
-            assert time.monotonic() < deadline, f"only {answered}"
-            time.sleep(0.05)
-
-
-@pytest.mark.slow
-def test_under_live_traffic_with_the_controller_killed_and_two_versions(own_workspace, launch) -> None:
-    """Four processes as a user runs them: no request fails, and every answer is recomputed for the version it names."""
-    workspace = own_workspace.workspace
-    tier = launch(workspace, "serve", "cpu-tier", "--versions", "1").wait_ready()
-    ranker = launch(workspace, "serve", "ranker", "--versions", "1", "--cpu-tier", tier.port("lookup")).wait_ready()
-    hosts = ("--cpu-tier", tier.port("admin"), "--ranker", ranker.port("admin"))
-    report = workspace.root / "load.json"
-    traffic = launch(
-        workspace, "load", "--ranker", ranker.port("rank"), "--version", "1", "--requests", "300", "--seconds", "120",
-        "--concurrency", "2", "--candidates", "8", "--out", report,
-    )
-    client = RankClient(ranker.port("rank"))
-    wait_for_answers(ranker, version=1, count=150)
-
-    killed = launch(workspace, "rollout", "--to", "2", *hosts, "--pause", "30")
-    assert "rollout to version 2, 6 steps" in killed.process.stdout.readline()
-    assert "load version 2 on ranker" in killed.process.stdout.readline()
-    killed.kill()  # SIGKILL, between phases 1 and 2
-    assert client.rank(1, np.array([1])).version == 1
-    status, out, errors = launch(workspace, "rollout", "--to", "2", *hosts).finish()
-    assert status == 0, errors
-    assert "resuming the rollout to version 2, 1 of 6 steps" in out and "is served everywhere" in out
-    assert client.rank(1, np.array([1])).version == 2
-    client.close()
-    wait_for_answers(ranker, version=2, count=150)
-
-    traffic.process.send_signal(signal.SIGTERM)
-    status, _, errors = traffic.finish(timeout_s=90)
-    assert status == 0, errors
-    result = json.loads(report.read_text())
-    assert result["requests"] >= 300
-    assert (result["failed"], result["mixed_version"]) == (0, 0), result["first_failures"]
-    assert set(result["versions_seen"]) == {"1", "2"}
-    assert result["checked"] == result["requests"] == result["distinguishable"]
-    assert set(result["manifests"].values()) == {workspace.versions.manifest(v).sha256 for v in (1, 2)}
-    assert (ranker.stop(), tier.stop()) == (0, 0)
