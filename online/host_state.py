@@ -8,11 +8,14 @@ A rollout does not go on while a host is away, so what a host held when it died 
 """
 
 import json
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 from pipelines.contracts.durable import replacing_file
 from pipelines.contracts.errors import IntegrityError, InvalidConfig
+from pipelines.contracts.locks import locked
 from pipelines.contracts.workspace import Workspace
 
 __all__ = ["HostMemory", "HostState"]
@@ -54,6 +57,19 @@ class HostMemory:
                 "name of a host", expected="a plain name such as cpu-1", got=repr(name), remedy="Choose another."
             )
         self.path = workspace.root / "hosts" / f"{name}.json"
+        self._claim = ExitStack()  # open as long as this process lives
+
+    def claimed(self) -> Self:
+        """This memory, the name being this process's alone until it ends; raises `InvalidConfig` if another has it."""
+        mine = self.path.with_suffix(".lock")
+        mine.parent.mkdir(parents=True, exist_ok=True)
+        mine.touch()
+        if not self._claim.enter_context(locked(mine)):
+            raise InvalidConfig(
+                f"a host named {self.path.stem}", expected="a name that no running host of this workspace has",
+                got="one that is taken", remedy="Choose another, or stop the process that has it.",
+            )
+        return self
 
     def recall(self) -> HostState | None:
         """What it held last; None if it never held anything. Raises `IntegrityError` if the file cannot be read."""

@@ -63,7 +63,9 @@ class Endpoint:
             # Without so_reuseport=0 a second server would silently share the port and take half of its requests.
             options=[*self.limits.options(), ("grpc.so_reuseport", int(self.reuse_port))],
         )
-        self.server = GuardedServer(self._inner, self._gate(), Arrivals(self.limits.message_s))
+        self.server = GuardedServer(
+            self._inner, self._gate(), Arrivals(self.limits.message_s), name=self.name
+        )
         self.checks = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self.checks, self._inner)
         self.checks.set("", health_pb2.HealthCheckResponse.NOT_SERVING)

@@ -72,7 +72,7 @@ def cpu_tier(
     told = CpuHost(
         workspace=workspace, host=host, port=port, admin_port=admin_port, metrics_port=metrics_port,
         shard=Shard.parse(shard), slots=slots, queue=queue, max_ids=max_ids, rows=rows, limits=limits,
-        security=security, memory=HostMemory(workspace, name) if name and not worker_socket else None,
+        security=security, memory=HostMemory(workspace, name).claimed() if name and not worker_socket else None,
     )
     if worker_socket:
         told.serve_as_worker(worker_socket)

@@ -93,6 +93,6 @@ def ranker(
         workspace=workspace, host=host, port=port, admin_port=admin_port, metrics_port=metrics_port,
         cpu_tiers=() if local else cpu_tiers, lookup_connections=lookup_connections, rows=rows, device=device,
         slots=slots, queue=queue, timeout_s=timeout, max_candidates=max_candidates, limits=limits, security=security,
-        client_security=client_security, memory=HostMemory(workspace, name) if name else None,
+        client_security=client_security, memory=HostMemory(workspace, name).claimed() if name else None,
         rows_memory=HostMemory(workspace, f"{name}.rows") if name and local else None,
     ).serve(versions or current_version(workspace))

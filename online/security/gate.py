@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
+from online.observe import metrics
 from online.refusal import Code, Refusal, refusals_to_status
 from online.security.arrival import Arrivals
 from online.security.credentials import ServerSecurity
@@ -14,6 +15,7 @@ from online.security.credentials import ServerSecurity
 __all__ = ["Gate", "GuardedServer"]
 
 logger = logging.getLogger(__name__)
+
 
 class Gate:
     """Admits callers that have a role.
@@ -75,13 +77,14 @@ class GuardedServer:
     Args:
         gate: None: everybody may call.
         arrivals: waits for the messages.
+        name: what the metrics call the server.
 
     Attributes:
         services: names of those registered.
     """
 
-    def __init__(self, server: grpc.Server, gate: Gate | None, arrivals: Arrivals) -> None:
-        self._server, self._gate, self._arrivals = server, gate, arrivals
+    def __init__(self, server: grpc.Server, gate: Gate | None, arrivals: Arrivals, *, name: str = "") -> None:
+        self._server, self._gate, self._arrivals, self._name = server, gate, arrivals, name
         self.services: list[str] = []
 
     def add_registered_method_handlers(self, service: str, handlers: dict[str, grpc.RpcMethodHandler]) -> None:
@@ -96,18 +99,18 @@ class GuardedServer:
         if handler.unary_unary is None:
             raise TypeError(f"{method} streams; only calls of one request and one answer are guarded")
         behavior, parse = handler.unary_unary, handler.request_deserializer
-        arrivals, gate = self._arrivals, self._gate
+        arrivals, gate, name = self._arrivals, self._gate, self._name
 
         def answer(messages: Iterator[bytes], context: grpc.ServicerContext) -> Any:
             if gate:
-                _admit(gate, method, context)
+                _admit(gate, method, name, context)
             raw = arrivals.message(messages, context)
             try:
                 request = parse(raw) if parse and raw is not None else raw
             except DecodeError:
                 request = None
             if request is None:
-                _refuse_bytes(raw, context)
+                _refuse_bytes(raw, name, context)
             return behavior(request, context)
 
         # As a stream of one message, which is the same to a client: a service that takes a single message would be
@@ -125,18 +128,20 @@ class _GuardedHandlers(grpc.GenericRpcHandler):
         return handler and self._guarded(handler, details.method)
 
 
-def _admit(gate: Gate, method: str, context: grpc.ServicerContext) -> None:
+def _admit(gate: Gate, method: str, name: str, context: grpc.ServicerContext) -> None:
     audit = logging.INFO if method.rpartition("/")[0].endswith("Admin") else logging.DEBUG
     with refusals_to_status(context):
         try:
             caller = gate.admit(context)
         except Refusal as refusal:
             logger.log(audit, "%s refused to %s: %s", method, context.peer(), refusal)
+            metrics.observe_request(name, refusal.code.name, 0.0)
             raise
     logger.log(audit, "%s by %s", method, caller)
 
 
-def _refuse_bytes(raw: bytes | None, context: grpc.ServicerContext) -> None:
+def _refuse_bytes(raw: bytes | None, name: str, context: grpc.ServicerContext) -> None:
+    metrics.observe_request(name, Code.MALFORMED_REQUEST.name, 0.0)
     with refusals_to_status(context):
         raise Refusal(
             Code.MALFORMED_REQUEST, "request", expected="a message as its .proto file says",

@@ -1,18 +1,18 @@
-"""The rival of a lookup: gRPC as we configure it, raw bytes in, so many raw bytes out, nothing done in between.
+"""The rival of a lookup: a plain synchronous gRPC server, raw bytes in, so many raw bytes out, nothing done in between.
 
 `python -m tests.benchmarks.echo_server BYTES` prints its port when it answers.
 """
 
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
-
-from online.server import Endpoint
 
 __all__ = ["METHOD"]
 
 METHOD = "/facet.benchmark/Echo"
+THREADS = 8
 
 
 class _Echo(grpc.GenericRpcHandler):
@@ -24,8 +24,8 @@ class _Echo(grpc.GenericRpcHandler):
 
 
 if __name__ == "__main__":
-    endpoint = Endpoint("echo", "127.0.0.1", 0, 8)
-    endpoint.server.add_generic_rpc_handlers((_Echo(os.urandom(int(sys.argv[1]))),))
-    endpoint.start()
-    print(endpoint.port, flush=True)
-    endpoint.server.wait_for_termination()
+    server = grpc.server(ThreadPoolExecutor(THREADS))
+    server.add_generic_rpc_handlers((_Echo(os.urandom(int(sys.argv[1]))),))
+    print(server.add_insecure_port("127.0.0.1:0"), flush=True)
+    server.start()
+    server.wait_for_termination()
