@@ -19,7 +19,7 @@ from online.proto import lookup_pb2
 from online.reader import VersionReader
 from pipelines.contracts.workspace import Workspace
 
-__all__ = ["SocketClient"]
+__all__ = ["NoGrpc", "SocketClient", "lookup_service"]
 
 LENGTH = struct.Struct("<I")
 
@@ -44,7 +44,7 @@ class SocketClient:
         self._socket.close()
 
 
-class _Context:
+class NoGrpc:
     """What the service asks of gRPC, without gRPC."""
 
     def time_remaining(self) -> None:
@@ -60,7 +60,7 @@ class _Context:
 def _serve(connection: socket.socket, service: LookupService) -> None:
     with connection:
         while message := _receive(connection):
-            answer = service.Lookup(lookup_pb2.LookupRequest.FromString(message), _Context())
+            answer = service.Lookup(lookup_pb2.LookupRequest.FromString(message), NoGrpc())
             _send(connection, answer.SerializeToString())
 
 
@@ -74,10 +74,15 @@ def _receive(connection: socket.socket) -> bytes:
     return connection.recv(LENGTH.unpack(head)[0], socket.MSG_WAITALL) if head else b""
 
 
-def main(workspace: Workspace, path: str) -> NoReturn:
+def lookup_service(workspace: Workspace) -> LookupService:
+    """The CPU tier's service, over version 1."""
     hosted = HostedVersions(lambda version: VersionReader.open(workspace, version))
     hosted.load(1)
-    service = LookupService(hosted)
+    return LookupService(hosted)
+
+
+def main(workspace: Workspace, path: str) -> NoReturn:
+    service = lookup_service(workspace)
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(path)
         listening.listen()

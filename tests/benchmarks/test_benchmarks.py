@@ -24,6 +24,7 @@ PUBLISH = {
     "bytes_per_row_vs_feast_redis", "redis_packed_lookup512", "delta_1pct_materialize_vs_full",
     "delta_1pct_bytes_vs_full", "delta_1pct_lookup512_vs_full",
 }
+ONLINE = {"lookup512_p50_vs_grpc_echo", "lookup512_p99_vs_grpc_echo", "lookup512_p50_socket_vs_grpc"}
 PUBLISH_100M = {
     "materialize_s", "materialize_peak_memory", "bytes_per_row", "lookup512_median_us", "lookup512_p99_us", "retire_s",
     "different_rows",
@@ -63,6 +64,15 @@ def test_the_large_table_goes_from_publishing_to_retiring(tmp_path: Path) -> Non
     assert set(results) >= PUBLISH_100M and results["different_rows"]["ours"] == 0
     for name in ("materialize_peak_memory", "bytes_per_row"):
         assert math.isclose(results[name]["ratio"], results[name]["ours"] / results[name]["rival"])
+
+
+@pytest.mark.slow
+def test_online_measures_a_lookup_against_an_echo(tmp_path: Path) -> None:
+    results = run(tmp_path, "online", "--quick", "--only", "lookup512_p50_vs_grpc_echo")
+    assert set(results) == ONLINE
+    for result in results.values():
+        assert math.isclose(result["ratio"], result["ours"] / result["rival"])
+        assert result["conditions"]["rounds"] >= MIN_ROUNDS
 
 
 def test_sides_take_turns_and_the_first_turn_does_not_count() -> None:
