@@ -59,7 +59,8 @@ def against_echo(serving: Serving) -> Iterator[Result]:
     said = {
         "batch": batch, "rows": serving.sizes.rows, "request_bytes": request_bytes, "reply_bytes": reply_bytes,
         "threads": 1, "rounds": len(ours.rounds), "calls_a_round": ours.calls, "server": "grpcio, synchronous",
-        "parts_us": _parts(serving), "rounds_us": {key: [s * 1e6 for s in timings[side.name].rounds] for key, side in sides.items()},
+        "parts_us": _parts(serving),
+        "rounds_us": {key: [s * 1e6 for s in timings[side.name].rounds] for key, side in sides.items()},
     }
     yield overhead(
         "lookup512_p50_vs_grpc_echo", ours=ours.seconds * 1e6, rival=rival.seconds * 1e6, rival_name=rival.name,
