@@ -25,6 +25,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
+from online.observe.metrics import WORKERS_DIRECTORY
 from pipelines.contracts.workspace import Workspace
 
 __all__ = ["FACET", "Fleet", "Host", "anonymous_bytes", "descendants", "descriptors", "facet_environment", "free_ports"]
@@ -191,8 +192,12 @@ class Fleet:
 
 
 def facet_environment() -> dict[str, str]:
-    """The environment of every process: UTC, and one thread each for what computes."""
-    return {**os.environ, "TZ": "UTC", "OMP_NUM_THREADS": "1"}
+    """The environment of every process: UTC, and one thread each for what computes.
+
+    Feast, once imported, has every process that is started from here count its metrics in files, which is slower.
+    """
+    inherited = {name: value for name, value in os.environ.items() if name != WORKERS_DIRECTORY}
+    return {**inherited, "TZ": "UTC", "OMP_NUM_THREADS": "1"}
 
 
 def anonymous_bytes(pid: int) -> int:

@@ -66,6 +66,8 @@ class FeastContext(ContextSource):
     def columns(
         self, features: Sequence[ContextFeature], *, users: np.ndarray, items: np.ndarray
     ) -> dict[str, np.ndarray]:
+        if not features:
+            return {}
         with self._lock:
             answer = self._store.get_online_features(
                 features=[feature.reference for feature in features],

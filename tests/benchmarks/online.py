@@ -20,7 +20,7 @@ import click
 from tests.benchmarks.harness import Result, show, write_results
 from tests.benchmarks.lookup_rpc import against_echo, against_feast_server
 from tests.benchmarks.overload import at_three_times_capacity
-from tests.benchmarks.ranking import fetch_against_feast, rank_against_local
+from tests.benchmarks.ranking import fetch_against_feast, rank_against_local, rank_bare
 from tests.benchmarks.serving import FULL, QUICK, Serving
 
 __all__ = ["GROUPS", "main"]
@@ -29,6 +29,7 @@ GROUPS: dict[Callable[[Serving], Iterator[Result]], tuple[str, ...]] = {
     rank_against_local: (
         "rank500_p50_vs_local", "rank500_p99_vs_local", "rank500_pinned_p50_vs_local", "rank500_pinned_p99_vs_local",
     ),
+    rank_bare: ("rank500_bare_p50_vs_local", "rank500_bare_p99_vs_local"),
     fetch_against_feast: ("fetch500_vs_feast_redis",),
     against_echo: ("lookup512_p50_vs_grpc_echo", "lookup512_p99_vs_grpc_echo", "lookup512_p50_socket_vs_grpc"),
     against_feast_server: ("lookup_rows_per_s_vs_feast_server", "lookup_rows_per_s_socket_vs_grpc"),

@@ -14,7 +14,7 @@ __all__ = ["at_three_times_capacity"]
 
 CANDIDATES = 100
 DEADLINE_MS = 500.0
-"""An answer that comes later is of no use to anybody."""
+"""An answer that comes later is of no use to anybody, and clients say so: it is the deadline of their calls."""
 PATIENT, IMPATIENT = 8, 96
 """Threads of the closed loop that finds the maximum, and of the open loop: enough that no request is sent late."""
 
@@ -28,6 +28,7 @@ def at_three_times_capacity(serving: Serving) -> Iterator[Result]:
         traffic: RankTraffic = rank_traffic(
             address, population, requests=1, seconds=seconds, concurrency=concurrency, candidates=CANDIDATES,
             now_seconds=AS_OF.timestamp(), seed=number, rate=rate, deadline_ms=DEADLINE_MS,
+            timeout_s=DEADLINE_MS / 1e3,
         )
         return traffic.summary()
 

@@ -17,7 +17,7 @@ from tests.fleet import Fleet
 from tests.redis_server import RedisServer
 from tests.releases import AS_OF, WIDE_RANGE
 
-__all__ = ["fetch_against_feast", "rank_against_local"]
+__all__ = ["fetch_against_feast", "rank_against_local", "rank_bare"]
 
 NOW_S = AS_OF.timestamp()
 
@@ -30,6 +30,12 @@ def rank_against_local(serving: Serving) -> Iterator[Result]:
         yield from _ranked(
             serving, remote, local, "rank500_pinned", cores="client and CPU host on one, rankers on the other"
         )
+
+
+def rank_bare(serving: Serving) -> Iterator[Result]:
+    """The same with a model that takes no context, which leaves the lookup nothing to hide behind."""
+    remote, local = serving.fleet(version=2), serving.fleet(local=True, version=2)
+    yield from _ranked(serving, remote, local, "rank500_bare", context="none: the model takes none")
 
 
 def _ranked(serving: Serving, remote: Fleet, local: Fleet, name: str, **conditions: Any) -> Iterator[Result]:

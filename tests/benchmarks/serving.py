@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pipelines.contracts.context import CONTEXT_FEATURES
 from pipelines.publish import publish
 from tests.fleet import Fleet, facet_environment
 from tests.releases import FeastRepository, entity_ids, write_candidate, write_context_views
@@ -57,7 +58,10 @@ class Spent(NamedTuple):
 
 @dataclass
 class Serving:
-    """Version 1, its context, and what serves it; everything is made when first asked for and ended with the stack."""
+    """Version 1, version 2 with the same rows and a model without context, and what serves them.
+
+    Everything is made when it is first asked for, and ended with the stack.
+    """
 
     sizes: Sizes
     scratch: Path
@@ -68,11 +72,11 @@ class Serving:
     def repository(self) -> FeastRepository:
         return self._once("repository", self._publish)
 
-    def fleet(self, *, local: bool = False) -> Fleet:
+    def fleet(self, *, local: bool = False, version: int = 1) -> Fleet:
         """A CPU host and a ranker that asks it; `local`: a ranker with the tables in its own process."""
-        name = "local" if local else "remote"
+        name = f"{'local' if local else 'remote'}-{version}"
         fleet = Fleet(
-            self.repository.workspace, logs=self.scratch / f"logs-{name}", prefix=f"{name}-",
+            self.repository.workspace, logs=self.scratch / f"logs-{name}", prefix=f"{name}-", versions=str(version),
             replicas=0 if local else 1, ranker_options=("--cpu-tier", "local") if local else (),
         )
         return self._once(name, lambda: self.stack.enter_context(fleet))
@@ -104,10 +108,12 @@ class Serving:
         root = self.scratch / "serving"
         root.mkdir()
         repository = FeastRepository.create(root)
-        candidate = write_candidate(
-            root / "candidate", rows=self.sizes.rows, dims=dict.fromkeys(TABLES, DIM), cross_rank=32, hidden=(128, 64)
-        )
-        publish(repository.workspace, candidate)
+        for version, context in ((1, CONTEXT_FEATURES), (2, ())):
+            candidate = write_candidate(
+                root / f"candidate{version}", rows=self.sizes.rows, dims=dict.fromkeys(TABLES, DIM), cross_rank=32,
+                hidden=(128, 64), context=context,
+            )
+            publish(repository.workspace, candidate)
         write_context_views(repository.workspace, self.ids("user"), self.ids("item"))
         repository.apply()
         repository.materialize()
