@@ -10,6 +10,7 @@ from online.refusal import Code, Refusal
 __all__ = ["Admission"]
 
 MEMORY = 1 / 16  # weight of the latest request in the mean time of one
+MARGIN = 1.5  # who is let in to wait is to be answered in time, even if it takes longer than it does in the mean
 
 
 class Admission:
@@ -78,7 +79,7 @@ class Admission:
                     got=f"{ahead}, and {self.in_flight} being answered",
                     remedy="Ask another replica, or later; nothing was begun.",
                 )
-            if remaining_s is not None and remaining_s < self._mean_s * ((ahead + 1) / self.slots + 1):
+            if remaining_s is not None and remaining_s < MARGIN * self._mean_s * ((ahead + 1) / self.slots + 1):
                 raise _too_late(f"{remaining_s * 1e3:.0f} ms are left, and {ahead} requests wait before this one")
             request.turn = threading.Lock()
             request.turn.acquire()
@@ -87,7 +88,12 @@ class Admission:
         if not request.turn.acquire(timeout=-1 if remaining_s is None else min(remaining_s, threading.TIMEOUT_MAX)):
             self._give_up(request)
             raise _too_late("it passed while the request waited for its turn")
-        return time.perf_counter() - began
+        waited_s = time.perf_counter() - began
+        if remaining_s is not None and remaining_s - waited_s < self._mean_s:  # an answer would come too late
+            with self._lock:
+                self._pass_on()
+            raise _too_late(f"{(remaining_s - waited_s) * 1e3:.0f} ms were left when its turn came")
+        return waited_s
 
     def _give_up(self, request: "_Admitted") -> None:
         with self._lock:

@@ -47,7 +47,7 @@ LOCAL = "local"
     help="Requests worked on at a time. Those that meet share a read of context and a pass of the model.",
 )
 @click.option(
-    "--queue", type=click.IntRange(0, 1024), default=64, show_default=True,
+    "--queue", type=click.IntRange(0, 1024), default=16, show_default=True,
     help="Requests that wait for their turn; any more are refused at once, OVERLOADED.",
 )
 @click.option(
