@@ -26,13 +26,15 @@ def test_two_publishers(tmp_path: Path) -> None:
     for number, outcome in enumerate(outcomes):
         won = {told: folder for told, folder in zip(outcome, folders, strict=True) if told.isdigit()}
         lost = [told for told in outcome if not told.isdigit()]
-        assert len(won) == 1 if number % 2 else won, outcome
+        numbers = [told for told in outcome if told.isdigit()]
+        # Of the same candidate, the second may find the first between its rename and its pointer, and finish for it.
+        assert len(won) == 1 if number % 2 else len(won) == len(numbers) > 0, outcome
         assert all(told.startswith("VersionConflict") for told in lost), outcome
         for told, folder in won.items():
             manifest = workspace.versions.manifest(int(told))
             expected = {name: sha256_of(folder / str(number) / name) for name in manifest.files}
             assert manifest.files == expected
-    winners = sorted(int(told) for outcome in outcomes for told in outcome if told.isdigit())
+    winners = sorted({int(told) for outcome in outcomes for told in outcome if told.isdigit()})
     assert winners == published == list(range(1, len(published) + 1))
     assert workspace.versions.current() == published[-1] and not leftovers(workspace.root)
 
