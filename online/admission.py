@@ -1,4 +1,4 @@
-"""How many requests a server works on at a time and how many may wait; all others are refused at once."""
+"""How many requests a server works on at a time; the others wait for their turn, as long as it can come in time."""
 
 import threading
 import time
@@ -14,35 +14,33 @@ MARGIN = 1.5  # who is let in to wait is to be answered in time, even if it take
 
 
 class Admission:
-    """At most `slots` requests inside, at most `queue` waiting, in the order in which they came.
+    """At most `slots` requests inside; the others wait in the order in which they came.
 
     ```
     admit ──► a free slot, nobody waiting ──► inside ──► the slot goes straight to who has waited longest
-         ├──► place in the queue ───────────► waits ───► its deadline passes: DEADLINE
-         ├──► could not be done in time ────► DEADLINE, at once
-         └──► queue full ───────────────────► OVERLOADED, at once
+         ├──► no free slot ─────────────────► waits ───► its deadline passes: DEADLINE
+         └──► could not be done in time ────► DEADLINE, at once
     ```
 
-    Under overload a server thus works at its full rate on requests that still can be answered in time, and who is
-    refused knows at once. Safe to use from many threads.
+    Under overload a server thus works at its full rate on requests that still can be answered in time, and who cannot
+    be knows at once. How many wait is up to the server's threads (`online.door`). Safe to use from many threads.
 
-    >>> admission = Admission(slots=2, queue=8)
+    >>> admission = Admission(slots=2)
     >>> with admission.admit(0.5) as waited_s:
     ...     admission.in_flight, waited_s
     (1, 0.0)
 
     Args:
         slots: more than 0.
-        queue: 0 refuses all that cannot begin at once.
 
     Attributes:
         in_flight, waiting: requests now.
     """
 
-    def __init__(self, slots: int, queue: int) -> None:
-        if slots < 1 or queue < 0:
-            raise ValueError(f"expected slots >= 1 and queue >= 0, got {slots} and {queue}")
-        self.slots, self.queue = slots, queue
+    def __init__(self, slots: int) -> None:
+        if slots < 1:
+            raise ValueError(f"expected slots >= 1, got {slots}")
+        self.slots = slots
         self.in_flight = 0
         self._waiters: deque[_Admitted] = deque()
         self._mean_s = 0.0  # time inside, of late
@@ -59,8 +57,8 @@ class Admission:
             remaining_s: until the caller's deadline; None: it has none.
 
         Raises (when it is entered):
-            Refusal: OVERLOADED, at once, when the queue is full. DEADLINE, at once, when the deadline is over or too
-                near for this request's turn to come; later, when it passes while the request waits.
+            Refusal: DEADLINE, at once, when the deadline is over or too near for this request's turn to come; later,
+                when it passes while the request waits.
         """
         return _Admitted(self, remaining_s)
 
@@ -73,12 +71,6 @@ class Admission:
                 self.in_flight += 1
                 return 0.0
             ahead = len(self._waiters)
-            if ahead >= self.queue:
-                raise Refusal(
-                    Code.OVERLOADED, "this server is at its limit", expected=f"at most {self.queue} requests waiting",
-                    got=f"{ahead}, and {self.in_flight} being answered",
-                    remedy="Ask another replica, or later; nothing was begun.",
-                )
             if remaining_s is not None and remaining_s < MARGIN * self._mean_s * ((ahead + 1) / self.slots + 1):
                 raise _too_late(f"{remaining_s * 1e3:.0f} ms are left, and {ahead} requests wait before this one")
             request.turn = threading.Lock()

@@ -14,6 +14,8 @@ MAX_MESSAGE_BYTES = 64 << 20
 CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # Another server, or the same again, is asked by `online.lookup.replicas`, which knows them all.
+    ("grpc.enable_retries", 0),
     # A host that was restarted is found again within a second, not after gRPC's growing pauses of up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),

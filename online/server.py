@@ -14,6 +14,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from online.door import Door
 from online.security.arrival import Arrivals
 from online.security.credentials import ServerSecurity
 from online.security.gate import Gate, GuardedServer
@@ -26,11 +27,15 @@ __all__ = ["Endpoint", "serve_until_stopped"]
 logger = logging.getLogger(__name__)
 
 STOP_GRACE_S = 5.0
+OPEN_THREADS = 8
+"""For what is open to everybody."""
 
 
 @dataclass
 class Endpoint:
     """One listening port with its own threads. The port is taken at once; nothing is answered before `start`.
+
+    Health and reflection have threads of their own: they answer while all others are busy.
 
     Register services with `server`: every call of theirs passes `online.security.gate` first. Health is open to
     everybody, and so is reflection where no roles are asked for.
@@ -38,6 +43,8 @@ class Endpoint:
     Args:
         name: also the role that callers need if `security` has roles, unless `role` names another.
         port: 0 picks a free one; `port` then names it.
+        threads: as many calls are answered at a time.
+        refuse_more: whether any more calls are refused at once (OVERLOADED); else they wait for a thread.
         security: TLS and roles; None: plaintext, open to everybody who reaches the port.
         limits: see `online.security.limits`; narrow them by `for_ids`.
         reuse_port: lets several processes of one host listen on the same port, which divides connections among them.
@@ -50,6 +57,7 @@ class Endpoint:
     host: str
     port: int
     threads: int
+    refuse_more: bool = False
     security: ServerSecurity | None = None
     role: str = ""
     limits: Limits = field(default_factory=Limits)
@@ -58,13 +66,15 @@ class Endpoint:
     checks: health.HealthServicer = field(init=False)
 
     def __post_init__(self) -> None:
+        door = Door(self.threads, self.name) if self.refuse_more else None
+        threads = OPEN_THREADS + (0 if door else self.threads)
         self._inner = grpc.server(
-            ThreadPoolExecutor(self.threads, thread_name_prefix=self.name),
+            ThreadPoolExecutor(threads, thread_name_prefix=self.name),
             # Without so_reuseport=0 a second server would silently share the port and take half of its requests.
             options=[*self.limits.options(), ("grpc.so_reuseport", int(self.reuse_port))],
         )
         self.server = GuardedServer(
-            self._inner, self._gate(), Arrivals(self.limits.message_s), name=self.name
+            self._inner, self._gate(), Arrivals(self.limits.message_s), door=door, name=self.name
         )
         self.checks = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self.checks, self._inner)

@@ -1,7 +1,6 @@
 """`facet load`: traffic against servers that run, measured and verified."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,6 @@ from pipelines.contracts.errors import InvalidConfig
 from pipelines.contracts.workspace import Workspace
 
 __all__ = ["load"]
-
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 REQUESTS = 5000
 SWITCH_INTERVAL_S = 0.0005

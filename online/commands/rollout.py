@@ -1,6 +1,5 @@
 """`facet rollout`: a new version on all hosts, under traffic, forwards or back."""
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
     from online.security.credentials import ClientSecurity
 
 __all__ = ["rollout"]
-
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 @click.command()

@@ -1,6 +1,5 @@
 """`facet serve`: the two servers, each a process of its own."""
 
-import os
 
 import click
 
@@ -8,9 +7,6 @@ from online.commands.serve_cpu_tier import cpu_tier
 from online.commands.serve_ranker import ranker
 
 __all__ = ["serve"]
-
-# gRPC's own log repeats on stderr what our errors say.
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 @click.group()

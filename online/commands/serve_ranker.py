@@ -43,7 +43,7 @@ LOCAL = "local"
     help="Where rows are dequantized and scored; auto is CUDA when there is one.",
 )
 @click.option(
-    "--slots", type=click.IntRange(1, 256), default=16, show_default=True,
+    "--slots", type=click.IntRange(1, 256), default=8, show_default=True,
     help="Requests worked on at a time. Those that meet share a read of context and a pass of the model.",
 )
 @click.option(

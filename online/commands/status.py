@@ -1,7 +1,6 @@
 """`facet status`: the hosts of a fleet, what they hold, what they answer from, and how far a rollout is."""
 
 import json
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
     from online.security.credentials import ClientSecurity
 
 __all__ = ["status"]
-
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 @click.command()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import numpy as np
 
-from online.lookup.replicas import Asking, Replicas, targets_by_shard
+from online.lookup.replicas import Asking, Patience, Replicas, targets_by_shard
 from online.lookup.row_source import VersionRows
 from online.lookup.shards import cut
 from online.printable import printable
@@ -71,7 +71,7 @@ class LookupClient:
             Replicas(addresses, _lookup_method, security=security, connections=connections)
             for addresses in targets_by_shard(targets)
         ]
-        self._timeout_s, self._attempts = timeout_s, attempts
+        self._timeout_s, self._patience = timeout_s, Patience(attempts, _AGAIN, _ONCE)
         self._name, self._number = os.urandom(8).hex(), count()
         cut(np.zeros(1, np.int64), len(self._shards))  # loads what is compiled now, so that no request waits for it
 
@@ -113,8 +113,8 @@ class LookupClient:
         self, accepted: Sequence[int], ids: Mapping[str, np.ndarray], request_id: str, timeout_s: float | None
     ) -> "_Question":
         deadline = time.monotonic() + (self._timeout_s if timeout_s is None else min(timeout_s, self._timeout_s))
-        limits = {"attempts": self._attempts, "deadline": deadline, "again": _AGAIN, "once": _ONCE}
-        return _Question(self._shards, accepted, ids, request_id or f"{self._name}-{next(self._number):x}", limits)
+        request_id = request_id or f"{self._name}-{next(self._number):x}"
+        return _Question(self._shards, accepted, ids, request_id, self._patience, deadline)
 
 
 class PendingLookup:
@@ -159,11 +159,12 @@ class _Question:
 
     def __init__(
         self, shards: Sequence[Replicas], accepted: Sequence[int], ids: Mapping[str, np.ndarray], request_id: str,
-        limits: dict[str, Any],
+        patience: Patience, deadline: float,
     ) -> None:
         self._accepted, self._request_id = accepted, request_id
         if len(shards) == 1:
-            self.parts = [self._part(0, shards, ids, limits)]
+            request = _request(request_id, accepted, ids)
+            self.parts = [_Part(0, shards[0], request, ids, accepted, patience, deadline)]
             return
         self._cuts = {name: cut(values, len(shards)) for name, values in ids.items()}
         of_shards: list[dict[str, np.ndarray]] = [{} for _ in shards]
@@ -175,22 +176,12 @@ class _Question:
         # Tables without ids go along: somebody has to say whether the version has them.
         first = next((tables for tables in of_shards if tables), of_shards[0])
         first.update({name: table.ids for name, table in self._cuts.items() if not len(table.ids)})
-        self.parts = [
-            self._part(number, shards, tables, limits)
-            for number, tables in enumerate(of_shards)
-            if tables or (not ids and not number)
-        ]
-
-    def _part(
-        self, number: int, shards: Sequence[Replicas], tables: Mapping[str, np.ndarray], limits: dict[str, Any]
-    ) -> "_Part":
-        request = lookup_pb2.LookupRequest(request_id=self._request_id, accepted_versions=self._accepted)
-        for name, ids in tables.items():
-            request.tables.add(name=name, ids=np.ascontiguousarray(ids, "<i8").tobytes())
-        if len(shards) > 1:
-            request.shard.index, request.shard.count = number, len(shards)
-        sizes = {name: len(ids) for name, ids in tables.items()}
-        return _Part(number, shards[number], request, sizes, self._accepted, limits)
+        self.parts = []
+        for number, tables in enumerate(of_shards):
+            if tables or (not ids and not number):
+                request = _request(request_id, accepted, tables)
+                request.shard.index, request.shard.count = number, len(shards)
+                self.parts.append(_Part(number, shards[number], request, tables, accepted, patience, deadline))
 
     def rows(self) -> VersionRows:
         """Wait for the parts until they agree; raises `Refusal`."""
@@ -275,17 +266,26 @@ class _Question:
         return VersionRows(some.version, some.manifest_sha256, rows, found)
 
 
+def _request(request_id: str, accepted: Sequence[int], tables: Mapping[str, np.ndarray]) -> lookup_pb2.LookupRequest:
+    request = lookup_pb2.LookupRequest(request_id=request_id, accepted_versions=accepted)
+    for name, ids in tables.items():
+        request.tables.add(name=name, ids=np.ascontiguousarray(ids, "<i8").tobytes())
+    return request
+
+
 class _Part:
     """What one shard is asked, and the rows it answers."""
 
+    __slots__ = ("_accepted", "_asking", "_deadline", "_ids", "_patience", "_replicas", "_request", "number")
+
     def __init__(
-        self, number: int, replicas: Replicas, request: lookup_pb2.LookupRequest, sizes: dict[str, int],
-        accepted: Sequence[int], limits: dict[str, Any],
+        self, number: int, replicas: Replicas, request: lookup_pb2.LookupRequest, ids: Mapping[str, np.ndarray],
+        accepted: Sequence[int], patience: Patience, deadline: float,
     ) -> None:
         self.number = number
-        self._replicas, self._request, self._sizes, self._accepted = replicas, request, sizes, accepted
-        self._limits = limits
-        self._asking = Asking(replicas, request, **limits)
+        self._replicas, self._request, self._ids, self._accepted = replicas, request, ids, accepted
+        self._patience, self._deadline = patience, deadline
+        self._asking = Asking(replicas, request, patience, deadline)
 
     def send(self, done: Callable[[Any], None] | None = None) -> None:
         self._asking.send(done)
@@ -297,15 +297,16 @@ class _Part:
         """Be ready to ask anew, for this version."""
         self._accepted = (version,)
         self._request.accepted_versions[:] = self._accepted
-        self._asking = Asking(self._replicas, self._request, **self._limits)
+        self._asking = Asking(self._replicas, self._request, self._patience, self._deadline)
 
     def rows(self) -> VersionRows:
         """Wait for what was sent, or ask and wait in this thread; raises `Refusal`."""
         answer = self._asking.result()
         rows, found = {}, {}
-        fits = answer.version in self._accepted and len(answer.tables) == len(self._sizes)
-        for (name, size), table in zip(self._sizes.items(), answer.tables, strict=False):
-            packed, mask, row_bytes = table.rows, table.found, table.row_bytes
+        version, tables = answer.version, answer.tables
+        fits = version in self._accepted and len(tables) == len(self._ids)
+        for (name, ids), table in zip(self._ids.items(), tables, strict=False):
+            size, packed, mask, row_bytes = len(ids), table.rows, table.found, table.row_bytes
             fits = (
                 fits and table.name == name and len(mask) == size and row_bytes > 0
                 and len(packed) == size * row_bytes and not mask.translate(None, b"\0\1")
@@ -314,14 +315,15 @@ class _Part:
                 rows[name] = np.frombuffer(packed, np.uint8).reshape(size, row_bytes)
                 found[name] = np.frombuffer(mask, np.bool_)
         if not fits:
-            got = [(table.name, len(table.found), table.row_bytes, len(table.rows)) for table in answer.tables]
+            got = [(table.name, len(table.found), table.row_bytes, len(table.rows)) for table in tables]
+            sizes = {name: len(ids) for name, ids in self._ids.items()}
             raise Refusal(
                 Code.VERSION_MISMATCH, f"answer of {self._asking.target} to lookup {self._request.request_id}",
-                expected=f"a version of {list(self._accepted)}, and of {self._sizes} as many rows",
-                got=f"version {answer.version}, and (table, rows, bytes of a row, of all) {got}",
+                expected=f"a version of {list(self._accepted)}, and of {sizes} as many rows",
+                got=f"version {version}, and (table, rows, bytes of a row, of all) {got}",
                 remedy="Check what listens at that address.",
             )
-        return VersionRows(answer.version, answer.manifest_sha256, rows, found)
+        return VersionRows(version, answer.manifest_sha256, rows, found)
 
 
 def _lookup_method(channel: grpc.Channel) -> Any:

@@ -21,8 +21,6 @@ from pipelines.contracts.workspace import Workspace
 __all__ = ["CpuHost"]
 
 ADMIN_THREADS = 4
-SPARE_THREADS = 4
-"""Beside those that answer or wait: they refuse what is too much and answer health checks while all others are busy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +122,7 @@ class CpuHost:
 
     def _lookup_endpoint(self, port: int, *, reuse_port: bool = False) -> Endpoint:
         return Endpoint(
-            "lookup", self.host, port, self.slots + self.queue + SPARE_THREADS, security=self.security,
+            "lookup", self.host, port, self.slots + self.queue, refuse_more=True, security=self.security,
             limits=self.limits.for_ids(self.max_ids), reuse_port=reuse_port,
         )
 
@@ -134,9 +132,7 @@ class CpuHost:
         )
 
     def _add_lookup(self, hosted: HostedVersions, endpoint: Endpoint) -> None:
-        service = LookupService(
-            hosted, max_ids=self.max_ids, shard=self.shard, admission=Admission(self.slots, self.queue)
-        )
+        service = LookupService(hosted, max_ids=self.max_ids, shard=self.shard, admission=Admission(self.slots))
         lookup_pb2_grpc.add_LookupServicer_to_server(service, endpoint.server)
 
     def _exported(self, workers: Workers | None = None) -> dict[str, int]:

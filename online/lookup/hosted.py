@@ -9,12 +9,14 @@ from dataclasses import dataclass
 
 from online.host_state import HostState
 from online.observe import metrics
+from online.printable import printable
 from online.proto import admin_pb2
 from online.reader import VersionReader
 from online.refusal import Code, Refusal
 from pipelines.contracts.errors import FacetError
+from pipelines.contracts.row_store import RowReader
 
-__all__ = ["HostedVersion", "HostedVersions"]
+__all__ = ["HostedVersion", "HostedVersions", "no_tables"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,22 @@ class HostedVersion:
     draining: bool = False
     in_flight: int = 0
     answered: int = 0
+
+    def table(self, name: str) -> RowReader:
+        """What reads one of its tables; raises `Refusal` TABLE_UNKNOWN."""
+        reader = self.reader.tables.get(name)
+        if reader is None:
+            raise Refusal(
+                Code.TABLE_UNKNOWN, f"table {printable(name)} of version {self.version}",
+                expected=f"one of {list(self.reader.tables)}", got=printable(name),
+                remedy="Ask for a table that the version has.", versions=(self.version,),
+            )
+        return reader
+
+
+def no_tables() -> Refusal:
+    """What is said to who asks for rows of no table."""
+    return Refusal(Code.NO_TABLES, "tables", expected="at least one", got="none", remedy="Name the tables.")
 
 
 class HostedVersions:
@@ -64,7 +82,8 @@ class HostedVersions:
         self._in_turn: tuple[HostedVersion, ...] = ()  # those that answer, in the order in which they are tried
         self._canary_in_turn: tuple[HostedVersion, ...] = ()  # the same for requests that are the canary's
         self._canary_below = 0  # those whose CRC-32 is less
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()  # taken by itself where nobody is woken: entering a Condition is two calls more
+        self._changed = threading.Condition(self._lock)
         self._loading = threading.Lock()
         self._remember, self._remembered, self._remembering = remember, None, threading.Lock()
 
@@ -179,15 +198,20 @@ class HostedVersions:
         That is the canary for its share of the requests, else the preferred version, else the oldest that is accepted.
 
         Raises:
-            Refusal: VERSION_NOT_AVAILABLE, naming the versions that do answer.
+            Refusal: VERSION_NOT_AVAILABLE, naming the versions that do answer; NO_ACCEPTED_VERSIONS.
         """
-        with self._changed:
+        with self._lock:
             canarys = self._canary_below and zlib.crc32(request_id.encode()) < self._canary_below
             for hosted in self._canary_in_turn if canarys else self._in_turn:
                 if hosted.version in accepted:
                     hosted.in_flight += 1
                     return hosted
             answering = self._answering()
+        if not accepted:
+            raise Refusal(
+                Code.NO_ACCEPTED_VERSIONS, "accepted_versions", expected="at least one", got="none",
+                remedy="Name the versions you can use; there is no 'latest'.",
+            )
         raise Refusal(
             Code.VERSION_NOT_AVAILABLE, "none of the accepted versions answers on this host",
             expected=f"one of {answering}", got=f"{sorted(set(accepted))}",
@@ -196,7 +220,7 @@ class HostedVersions:
 
     def release(self, hosted: HostedVersion, *, answered: bool = True) -> None:
         """The request that held this version has ended."""
-        with self._changed:
+        with self._lock:
             hosted.in_flight -= 1
             hosted.answered += answered
             if hosted.draining and not hosted.in_flight:

@@ -5,7 +5,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
 
@@ -18,7 +18,7 @@ from pipelines.contracts.errors import InvalidConfig
 if TYPE_CHECKING:
     from online.security.credentials import ClientSecurity
 
-__all__ = ["Asking", "Replicas", "targets_by_shard"]
+__all__ = ["Asking", "Patience", "Replicas", "targets_by_shard"]
 
 logger = logging.getLogger(__name__)
 
@@ -127,26 +127,38 @@ class Replicas:
                 channel.close()
 
 
-class Asking:
-    """One question on its way over the replicas: answered by one of them, or refused for good.
+class Patience(NamedTuple):
+    """How often a client asks.
 
-    Args:
-        attempts: how often it is sent at most.
-        deadline: of `time.monotonic()`, attempts and pauses included.
+    Attributes:
+        attempts: how often one question is sent at most.
         again: refusals after which another server is asked.
         once: those of them after which a server is not asked a second time: it would say the same, or hangs.
     """
 
-    def __init__(
-        self, replicas: Replicas, request: Any, *, attempts: int, deadline: float, again: frozenset[Code],
-        once: frozenset[Code] = frozenset(),
-    ) -> None:
-        self._replicas, self.request, self._attempts, self._deadline = replicas, request, attempts, deadline
-        self._again, self._once = again, once
+    attempts: int
+    again: frozenset[Code]
+    once: frozenset[Code] = frozenset()
+
+
+class Asking:
+    """One question on its way over the replicas: answered by one of them, or refused for good.
+
+    Args:
+        deadline: of `time.monotonic()`, attempts and pauses included.
+    """
+
+    __slots__ = (
+        "_asked", "_deadline", "_done", "_final", "_future", "_patience", "_pauses", "_replica", "_replicas", "_sent",
+        "request",
+    )
+
+    def __init__(self, replicas: Replicas, request: Any, patience: Patience, deadline: float) -> None:
+        self._replicas, self.request, self._patience, self._deadline = replicas, request, patience, deadline
         self._sent = self._pauses = 0
         self._future: grpc.Future | None = None
-        self._asked: list[_Replica] = []  # since the last pause
-        self._final: list[_Replica] = []  # will not answer this question
+        self._asked: Sequence[_Replica] = ()  # since the last pause
+        self._final: Sequence[_Replica] = ()  # will not answer this question
 
     def call(self) -> Any:
         """Ask and wait in this thread; raises `Refusal`."""
@@ -195,7 +207,7 @@ class Asking:
     def _try_s(self) -> float:
         """Until when this try is waited for: a server that hangs must leave time to ask another."""
         remaining_s = max(self._deadline - time.monotonic(), SHORTEST_S)
-        another = len(self._replicas) > 1 and self._sent < self._attempts
+        another = len(self._replicas) > 1 and self._sent < self._patience.attempts
         return remaining_s / 2 if another else remaining_s
 
     def _refused(self, error: grpc.RpcError) -> None:
@@ -203,16 +215,16 @@ class Asking:
         refusal, replica = refusal_from(error, self._replica.target), self._replica
         if refusal.code in (Code.LOOKUP_UNAVAILABLE, Code.DEADLINE):
             replica.rests_until = time.monotonic() + REST_S
-        if refusal.code not in self._again or self._sent >= self._attempts:
+        if refusal.code not in self._patience.again or self._sent >= self._patience.attempts:
             raise refusal from error
-        self._asked.append(replica)
-        if refusal.code in self._once:
-            self._final.append(replica)
+        self._asked = (*self._asked, replica)
+        if refusal.code in self._patience.once:
+            self._final = (*self._final, replica)
         if len(self._final) >= len(self._replicas):
             raise refusal from error
         pause_s = 0.0
         if len(self._asked) >= len(self._replicas):
-            self._asked = list(self._final)
+            self._asked = self._final
             pause_s = min(PAUSE_S.get(refusal.code, OTHER_PAUSE_S) * 2**self._pauses, MAX_PAUSE_S)
             pause_s *= random.uniform(0.5, 1.5)  # so that those refused together do not come back together
             self._pauses = min(self._pauses + 1, 16)

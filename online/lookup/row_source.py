@@ -1,16 +1,14 @@
 """Where a ranker gets rows: the interface of the CPU tier's client and of segments mapped in its own process."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 __all__ = ["PendingRows", "RowSource", "VersionRows"]
 
 
-@dataclass(frozen=True)
-class VersionRows:
+class VersionRows(NamedTuple):
     """Rows of all asked tables, all of one version.
 
     Attributes:

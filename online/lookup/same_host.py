@@ -8,11 +8,10 @@ from itertools import count
 
 import numpy as np
 
-from online.lookup.hosted import HostedVersions
+from online.lookup.hosted import HostedVersions, no_tables
 from online.lookup.row_source import VersionRows
 from online.observe import metrics
-from online.reader import VersionReader
-from online.refusal import Code, Refusal, as_refusal
+from online.refusal import Refusal, as_refusal
 from pipelines.contracts.errors import FacetError
 
 __all__ = ["FetchedRows", "SameHostRows"]
@@ -88,27 +87,14 @@ class SameHostRows:
         """Nothing: the versions belong to who hosts them."""
 
     def _fetch(self, accepted: Sequence[int], ids: Mapping[str, np.ndarray], request_id: str) -> VersionRows:
-        if not accepted:
-            raise Refusal(
-                Code.NO_ACCEPTED_VERSIONS, "accepted_versions", expected="at least one", got="none",
-                remedy="Name the versions you can use; there is no 'latest'.",
-            )
         if not ids:
-            raise Refusal(Code.NO_TABLES, "tables", expected="at least one", got="none", remedy="Name the tables.")
+            raise no_tables()
         rows, found = {}, {}
         with self._hosted.answering_from(accepted, request_id) as hosted:
             for name, values in ids.items():
-                rows[name], found[name] = _rows_of(hosted.reader, name, values)
+                rows[name], found[name] = hosted.table(name).lookup(values)
         for name, mask in found.items():
             metrics.count_rows(name, len(mask), int(np.count_nonzero(mask)))
         metrics.count_answer("cpu-tier", hosted.version)
         return VersionRows(hosted.version, hosted.manifest_sha256, rows, found)
 
-
-def _rows_of(reader: VersionReader, name: str, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    if name not in reader.tables:
-        raise Refusal(
-            Code.TABLE_UNKNOWN, f"table {name!r} of version {reader.version}", expected=f"one of {list(reader.tables)}",
-            got=repr(name), remedy="Ask for a table that the version has.", versions=(reader.version,),
-        )
-    return reader.lookup(name, ids)

@@ -1,18 +1,17 @@
 """The CPU tier's services: rows of several versions at once, each request answered from one, which the answer names."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import grpc
 import numpy as np
 
 from online.admission import Admission
-from online.lookup.hosted import HostedVersions
+from online.lookup.hosted import HostedVersion, HostedVersions, no_tables
 from online.lookup.shards import Shard
 from online.observe import metrics
 from online.observe.request_log import ServedRequest
 from online.printable import printable
 from online.proto import admin_pb2, admin_pb2_grpc, lookup_pb2, lookup_pb2_grpc
-from online.reader import VersionReader
 from online.refusal import Code, Refusal, refusals_to_status
 
 __all__ = ["ALL_IDS", "CpuTierAdminService", "LookupService", "packed_ids"]
@@ -26,8 +25,8 @@ def packed_ids(raw: bytes, what: str) -> np.ndarray:
     """int64 (B,) of packed little-endian bytes, without a copy; refuses a length that is no multiple of 8."""
     if len(raw) % 8:
         raise Refusal(
-            Code.MALFORMED_IDS, what, expected="packed int64, a multiple of 8 bytes", got=f"{len(raw)} bytes",
-            remedy="Pack ids as little-endian int64.",
+            Code.MALFORMED_IDS, f"ids of {printable(what)}", expected="packed int64, a multiple of 8 bytes",
+            got=f"{len(raw)} bytes", remedy="Pack ids as little-endian int64.",
         )
     return np.frombuffer(raw, "<i8")
 
@@ -46,67 +45,60 @@ class LookupService(lookup_pb2_grpc.LookupServicer):
         admission: Admission | None = None,
     ) -> None:
         self._versions, self._max_ids, self._shard = versions, max_ids, shard
-        self._admission = admission or Admission(slots=1024, queue=0)
+        self._admission = admission or Admission(slots=1024)
 
     def Lookup(self, request: lookup_pb2.LookupRequest, context: grpc.ServicerContext) -> lookup_pb2.LookupResponse:
         request_id = request.request_id
         with refusals_to_status(context, request_id), ServedRequest("lookup", request_id) as served:
             try:
-                self._check(request)
+                accepted, asked = self._question(request)
                 with self._admission.admit(context.time_remaining()):
-                    answer = self._answer(request)
+                    answer = self._answer(accepted, asked, request_id)
                 served.version = answer.version
                 return answer
             finally:
                 metrics.set_queue("lookup", self._admission.in_flight, self._admission.waiting)
 
-    def _check(self, request: lookup_pb2.LookupRequest) -> None:
-        tables, accepted = len(request.tables), len(request.accepted_versions)
-        if not accepted:
-            raise Refusal(
-                Code.NO_ACCEPTED_VERSIONS, "accepted_versions", expected="at least one", got="none",
-                remedy="Name the versions you can use; there is no 'latest'.",
-            )
-        if not tables:
-            raise Refusal(Code.NO_TABLES, "tables", expected="at least one", got="none", remedy="Name the tables.")
-        id_count = sum([len(table.ids) for table in request.tables]) // 8
-        if id_count > self._max_ids or tables > MAX_TABLES or accepted > MAX_ACCEPTED:
+    def _question(self, request: lookup_pb2.LookupRequest) -> tuple[Sequence[int], list[tuple[str, bytes]]]:
+        """Accepted versions, and (table, packed ids): a message copies its bytes whenever it is asked for them."""
+        accepted, asked = request.accepted_versions, [(table.name, table.ids) for table in request.tables]
+        if not asked:
+            raise no_tables()
+        id_count = sum([len(raw) for _, raw in asked]) // 8
+        if id_count > self._max_ids or len(asked) > MAX_TABLES or len(accepted) > MAX_ACCEPTED:
             raise Refusal(
                 Code.BATCH_TOO_LARGE, "request",
                 expected=f"at most {self._max_ids} ids, {MAX_TABLES} tables, {MAX_ACCEPTED} accepted versions",
-                got=f"{id_count} ids, {tables} tables, {accepted} versions",
+                got=f"{id_count} ids, {len(asked)} tables, {len(accepted)} versions",
                 remedy="Split it into several requests and accept only the first answer's version in the others.",
             )
-        index, count = request.shard.index, request.shard.count or 1
-        if index != self._shard.index or count != self._shard.count:
-            raise self._wrong_shard(f"a request cut for shard {index}/{count}")
+        if request.HasField("shard") or self._shard.count > 1:
+            index, count = request.shard.index, request.shard.count or 1
+            if index != self._shard.index or count != self._shard.count:
+                raise self._wrong_shard(f"a request cut for shard {index}/{count}")
+        return accepted, asked
 
-    def _answer(self, request: lookup_pb2.LookupRequest) -> lookup_pb2.LookupResponse:
-        hosted = self._versions.hold(request.accepted_versions, request.request_id)
+    def _answer(
+        self, accepted: Sequence[int], asked: list[tuple[str, bytes]], request_id: str
+    ) -> lookup_pb2.LookupResponse:
+        hosted = self._versions.hold(accepted, request_id)
         answered = False
         try:
             answer = lookup_pb2.LookupResponse(version=hosted.version, manifest_sha256=hosted.manifest_sha256)
-            for table in request.tables:
-                self._add_rows(answer, hosted.reader, table.name, table.ids)
+            for name, raw in asked:
+                self._add_rows(answer, hosted, name, raw)
             answered = True
         finally:
             self._versions.release(hosted, answered=answered)
         metrics.count_answer("cpu-tier", hosted.version)
         return answer
 
-    def _add_rows(
-        self, answer: lookup_pb2.LookupResponse, reader: VersionReader, name: str, raw: bytes
-    ) -> None:
-        ids = packed_ids(raw, f"ids of table {name!r}")
-        if name not in reader.tables:
-            raise Refusal(
-                Code.TABLE_UNKNOWN, f"table {printable(name)} of version {reader.version}",
-                expected=f"one of {list(reader.tables)}", got=printable(name),
-                remedy="Ask for a table that the version has.", versions=(reader.version,),
-            )
+    def _add_rows(self, answer: lookup_pb2.LookupResponse, hosted: HostedVersion, name: str, raw: bytes) -> None:
+        ids = packed_ids(raw, name)
+        table = hosted.table(name)
         if strays := self._shard.strays(ids):
             raise self._wrong_shard(f"{strays} of {len(ids)} ids of table {name} that fall into others")
-        rows, found = reader.lookup(name, ids)
+        rows, found = table.lookup(ids)
         mask = found.tobytes()
         metrics.count_rows(name, len(ids), mask.count(1))
         # In place: to put a message that is made into another copies it twice.

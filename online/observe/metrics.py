@@ -1,24 +1,38 @@
-"""What servers count, for Prometheus. Any code may call these functions; they cost a microsecond or two, and a server
-that exports nothing counts all the same.
+"""What servers count, for Prometheus. Any code may call these functions, on the path of a request, too.
+
+```
+a request's thread   count_rows(…) ── noted ──► another thread, every 20 ms ── counted ──► registry ──► a scrape
+```
+
+To count takes a microsecond or two each time, and several times that in a thread that has just woken up; no answer
+waits for it. A scrape has all that was noted before it; of workers, all but the last 20 ms.
 
 Several workers of one host count in files that they share: start them with `PROMETHEUS_MULTIPROC_DIR` naming one empty
 directory, before they import this module, and call `export` in one process with that directory as `workers`.
 """
 
+import atexit
+import logging
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.metrics_core import Metric
 
 if TYPE_CHECKING:
     from online.security.credentials import ServerSecurity
 
 __all__ = [
-    "WORKERS_DIRECTORY", "count_answer", "count_mismatch", "count_rows", "export", "observe_batch", "observe_request",
-    "observe_stage", "registry", "set_queue", "set_versions",
+    "WORKERS_DIRECTORY", "count_answer", "count_mismatch", "count_rows", "export", "flush", "observe_batch",
+    "observe_request", "observe_stage", "registry", "set_queue", "set_versions",
 ]
+
+logger = logging.getLogger(__name__)
 
 WORKERS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 """Environment variable of prometheus_client that makes a process count in files, for others to add up."""
@@ -32,9 +46,20 @@ SECONDS = (
 )
 SIZES = tuple(float(1 << power) for power in range(0, 18))
 
+EVERY_S = 0.02  # between two times that what was noted is counted
+
 disable_created_metrics()  # a second series for each, which nobody draws
 
-registry = CollectorRegistry()
+
+class _UpToDate(CollectorRegistry):
+    """Everything that was noted is counted before it is read."""
+
+    def collect(self) -> Iterable[Metric]:
+        flush()
+        return super().collect()
+
+
+registry = _UpToDate()
 """All metrics of this process, without those of its operating system process."""
 
 _REQUESTS = Counter("facet_requests", "Requests by how they ended.", ["service", "code"], registry=registry)
@@ -93,10 +118,46 @@ _in_flight = _Series(_IN_FLIGHT, "set")
 _waiting = _Series(_WAITING, "set")
 _batch_size = _Series(_BATCH_SIZE, "observe")
 
+_noted: deque[tuple[Callable[..., None], tuple]] = deque()
+_counting, _thread_runs = threading.Lock(), threading.Event()
+
+
+def _noting(count: Callable[..., None]) -> Callable[..., None]:
+    """Makes of a function that counts one that notes what to count, and returns."""
+
+    @wraps(count)
+    def note(*values: Any) -> None:
+        _noted.append((count, values))
+        if not _thread_runs.is_set():
+            _thread_runs.set()
+            threading.Thread(target=_keep_counting, name="counting", daemon=True).start()
+            atexit.register(flush)
+
+    return note
+
+
+def _keep_counting() -> None:
+    while True:
+        time.sleep(EVERY_S)
+        flush()
+
+
+def flush() -> None:
+    """Count what was noted until now."""
+    with _counting:  # one thread at a time, so that what was noted last is set last
+        while _noted:
+            count, values = _noted.popleft()
+            try:
+                count(*values)
+            except Exception:
+                logger.exception("%s%s is not counted", count.__name__, values)
+
+
 _states: dict[str, set[tuple[str, str, str]]] = {}  # role -> series that are not zero
 _changing_states = threading.Lock()
 
 
+@_noting
 def observe_request(service: str, code: str, seconds: float) -> None:
     """A request ended.
 
@@ -111,22 +172,26 @@ def observe_request(service: str, code: str, seconds: float) -> None:
         _request_seconds[service](seconds)
 
 
+@_noting
 def observe_stage(stage: str, seconds: float) -> None:
     """A part of an answered request, such as "lookup", "context", "model"."""
     _stage_seconds[stage](seconds)
 
 
+@_noting
 def count_rows(table: str, ids: int, found: int) -> None:
     """Ids looked up and how many had a row. Only for tables that exist: what a request calls a table is not one."""
     _rows_asked[table](ids)
     _rows_found[table](found)
 
 
+@_noting
 def count_answer(role: str, version: int) -> None:
     """An answer that names `version`, by "cpu-tier" or "ranker"."""
     _answers[role, version]()
 
 
+@_noting
 def count_mismatch() -> None:
     """Rows of another version than any pinned model's were refused. Never happens while the invariant holds."""
     _MISMATCHES.inc()
@@ -144,12 +209,14 @@ def set_versions(role: str, versions: Mapping[int, str]) -> None:
         _states[role] = now
 
 
+@_noting
 def set_queue(service: str, in_flight: int, waiting: int) -> None:
     """Requests at work and waiting, of "lookup" or "rank"; call it in the order of the changes."""
     _in_flight[service](in_flight)
     _waiting[service](waiting)
 
 
+@_noting
 def observe_batch(what: str, size: int) -> None:
     """How much was done at once, such as ids of a lookup or requests of one run of a model."""
     _batch_size[what](size)

@@ -19,10 +19,10 @@ from typing import Any
 
 from online.observe import metrics
 from online.printable import printable
-from online.refusal import Code, as_refusal
+from online.refusal import Code, Refusal, as_refusal
 from pipelines.contracts.errors import FacetError
 
-__all__ = ["JsonFormatter", "LimitedRate", "ServedRequest", "configure", "current_request"]
+__all__ = ["JsonFormatter", "LimitedRate", "ServedRequest", "configure", "count_refused", "current_request"]
 
 logger = logging.getLogger(__name__)
 
@@ -101,25 +101,33 @@ class ServedRequest:
             code = (as_refusal(error).code if isinstance(error, FacetError) else Code.INTERNAL).name
         metrics.observe_request(self._service, code, seconds)
         if error is not None or seconds >= _settings.slow_s:
-            self._log(code, seconds, error)
+            _log(self._service, code, seconds, error, self.request_id, self.version)
         current_request.reset(self._token)
 
-    def _log(self, code: str, seconds: float, error: BaseException | None) -> None:
-        left_out = _settings.rate.admit((self._service, code))
-        if left_out is None:
-            return
-        fields: dict[str, Any] = {"service": self._service, "code": code, "ms": round(seconds * 1e3, 3)}
-        if self.version:
-            fields["version"] = self.version
-        if left_out:
-            fields["left_out"] = left_out
-        if error is not None:
-            fields["reason"] = _bounded(str(error))
-        logger.warning(
-            "%s %s: %s, request %s, %.1f ms%s", self._service, "slow" if error is None else "refused", code,
-            printable(self.request_id), seconds * 1e3, f" ({left_out} more like it left out)" if left_out else "",
-            extra=fields,
-        )
+
+def count_refused(service: str, refusal: Refusal) -> None:
+    """A request that was refused before it was read: counted by `metrics` and logged, without its id."""
+    metrics.observe_request(service, refusal.code.name, 0.0)
+    _log(service, refusal.code.name, 0.0, refusal)
+
+
+def _log(
+    service: str, code: str, seconds: float, error: BaseException | None, request_id: str = "", version: int = 0
+) -> None:
+    left_out = _settings.rate.admit((service, code))
+    if left_out is None:
+        return
+    fields: dict[str, Any] = {"service": service, "code": code, "ms": round(seconds * 1e3, 3)}
+    if version:
+        fields["version"] = version
+    if left_out:
+        fields["left_out"] = left_out
+    if error is not None:
+        fields["reason"] = _bounded(str(error))
+    logger.warning(
+        "%s %s: %s, request %s, %.1f ms%s", service, "slow" if error is None else "refused", code,
+        printable(request_id), seconds * 1e3, f" ({left_out} more like it left out)" if left_out else "", extra=fields,
+    )
 
 
 class JsonFormatter(logging.Formatter):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import numpy as np
 
-from online.lookup.replicas import Asking, Replicas
+from online.lookup.replicas import Asking, Patience, Replicas
 from online.proto import rank_pb2, rank_pb2_grpc
 from online.refusal import Code
 
@@ -69,7 +69,7 @@ class RankClient:
         self._rankers = Replicas(
             [targets] if isinstance(targets, str) else targets, _rank_method, security=security
         )
-        self._timeout_s, self._attempts = timeout_s, attempts
+        self._timeout_s, self._patience = timeout_s, Patience(attempts, _AGAIN, _ONCE)
         self._name, self._number = os.urandom(8).hex(), count()
 
     def rank(
@@ -80,10 +80,7 @@ class RankClient:
             request_id=request_id or f"{self._name}-{next(self._number):x}", user=user,
             candidates=np.ascontiguousarray(candidates, "<i8").tobytes(), now_seconds=now_seconds,
         )
-        response = Asking(
-            self._rankers, request, attempts=self._attempts, deadline=time.monotonic() + self._timeout_s,
-            again=_AGAIN, once=_ONCE,
-        ).call()
+        response = Asking(self._rankers, request, self._patience, time.monotonic() + self._timeout_s).call()
         return RankedScores(
             version=response.version,
             manifest_sha256=response.manifest_sha256,

@@ -33,8 +33,6 @@ __all__ = ["RankHost"]
 logger = logging.getLogger(__name__)
 
 ADMIN_THREADS = 4
-SPARE_THREADS = 4
-"""Beside those that answer or wait: they refuse what is too much and answer health checks while all others are busy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +80,7 @@ class RankHost:
         """
         torch.set_num_threads(1)  # requests are the parallelism
         endpoint = Endpoint(
-            "rank", self.host, self.port, self.slots + self.queue + SPARE_THREADS, security=self.security,
+            "rank", self.host, self.port, self.slots + self.queue, refuse_more=True, security=self.security,
             limits=self.limits.for_ids(self.max_candidates),
         )
         admin = Endpoint(
@@ -106,7 +104,7 @@ class RankHost:
     ) -> None:
         service = RankService(
             models, source, self._context(models), max_candidates=self.max_candidates, timeout_s=self.timeout_s,
-            admission=Admission(self.slots, self.queue),
+            admission=Admission(self.slots),
         )
         rank_pb2_grpc.add_RankServicer_to_server(service, endpoint.server)
         admin_pb2_grpc.add_RankerAdminServicer_to_server(RankerAdminService(models), admin.server)

@@ -49,7 +49,7 @@ class RankService(rank_pb2_grpc.RankServicer):
     ) -> None:
         self._models, self._rows, self._context = models, rows, context
         self._max_candidates, self._timeout_s = max_candidates, timeout_s
-        self._admission = admission or Admission(slots=1024, queue=0)
+        self._admission = admission or Admission(slots=1024)
         self._plan = _Plan.of(models.pin())
         self._scoring: Combined[tuple[Scorer, ToScore], Scored] = Combined(
             _score, max_size=MAX_COMBINED_CANDIDATES, size=lambda asked: asked[1].candidates,

@@ -1,14 +1,16 @@
-"""What a call passes before a service sees it: who calls, whether it may, and whether its bytes are a message."""
+"""What a call passes before a service sees it: whether there is a thread for it, who calls, whether it may, and whether
+its bytes are a message."""
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from online.observe import metrics
-from online.refusal import Code, Refusal, refusals_to_status
+from online.door import Door
+from online.observe import metrics, request_log
+from online.refusal import Code, Refusal, abort, refusals_to_status
 from online.security.arrival import Arrivals
 from online.security.credentials import ServerSecurity
 
@@ -77,14 +79,17 @@ class GuardedServer:
     Args:
         gate: None: everybody may call.
         arrivals: waits for the messages.
+        door: answers the calls, or refuses them where all its threads are busy; None: they wait for the server's own.
         name: what the metrics call the server.
 
     Attributes:
         services: names of those registered.
     """
 
-    def __init__(self, server: grpc.Server, gate: Gate | None, arrivals: Arrivals, *, name: str = "") -> None:
-        self._server, self._gate, self._arrivals, self._name = server, gate, arrivals, name
+    def __init__(
+        self, server: grpc.Server, gate: Gate | None, arrivals: Arrivals, *, door: Door | None = None, name: str = ""
+    ) -> None:
+        self._server, self._gate, self._arrivals, self._door, self._name = server, gate, arrivals, door, name
         self.services: list[str] = []
 
     def add_registered_method_handlers(self, service: str, handlers: dict[str, grpc.RpcMethodHandler]) -> None:
@@ -99,9 +104,11 @@ class GuardedServer:
         if handler.unary_unary is None:
             raise TypeError(f"{method} streams; only calls of one request and one answer are guarded")
         behavior, parse = handler.unary_unary, handler.request_deserializer
-        arrivals, gate, name = self._arrivals, self._gate, self._name
+        arrivals, gate, door, name = self._arrivals, self._gate, self._door, self._name
 
         def answer(messages: Iterator[bytes], context: grpc.ServicerContext) -> Any:
+            if door and door.refuses:
+                _turn_away(door, name, context)
             if gate:
                 _admit(gate, method, name, context)
             raw = arrivals.message(messages, context)
@@ -113,6 +120,8 @@ class GuardedServer:
                 _refuse_bytes(raw, name, context)
             return behavior(request, context)
 
+        if door:
+            answer.experimental_thread_pool = door
         # As a stream of one message, which is the same to a client: a service that takes a single message would be
         # called with it, and nobody could ask who sends it, or give up waiting, before it is there. As bytes: so that
         # what cannot be parsed is told apart from a defect.
@@ -126,6 +135,15 @@ class _GuardedHandlers(grpc.GenericRpcHandler):
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         handler = self._inner.service(details)
         return handler and self._guarded(handler, details.method)
+
+
+def _turn_away(door: Door, name: str, context: grpc.ServicerContext) -> NoReturn:
+    refusal = Refusal(
+        Code.OVERLOADED, "this server is at its limit", expected=f"at most {door.threads} requests at a time",
+        got="one more", remedy="Ask another replica, or later; nothing was begun.",
+    )
+    request_log.count_refused(name, refusal)
+    abort(context, refusal)
 
 
 def _admit(gate: Gate, method: str, name: str, context: grpc.ServicerContext) -> None:

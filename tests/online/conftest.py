@@ -28,6 +28,9 @@ FACET = [sys.executable, "-c", "from pipelines.cli import main; main()"]
 READY_S = 60
 
 
+THREADS = 16
+
+
 @dataclass
 class Hosted:
     """A server in this process."""
@@ -62,14 +65,15 @@ def host_cpu_tier() -> Iterator[Any]:
 
     def host(
         workspace, versions=(1,), *, max_ids=65_536, unload_wait_s=5.0, port=0, shard=ALL_IDS, admission=None,
-        serve=LookupService,
+        threads=THREADS, serve=LookupService,
     ) -> Hosted:
         state = HostedVersions(lambda version: VersionReader.open(workspace, version), unload_wait_s=unload_wait_s)
         for version in versions:
             state.load(version)
         state.promote(versions[0])
         service = serve(state, max_ids=max_ids, shard=shard, admission=admission)
-        hosted = Hosted(state, service, Endpoint("lookup", "127.0.0.1", port, 4), Endpoint("admin", "127.0.0.1", 0, 2))
+        endpoint = Endpoint("lookup", "127.0.0.1", port, threads, refuse_more=True)
+        hosted = Hosted(state, service, endpoint, Endpoint("admin", "127.0.0.1", 0, 2))
         lookup_pb2_grpc.add_LookupServicer_to_server(service, hosted.endpoint.server)
         admin_pb2_grpc.add_CpuTierAdminServicer_to_server(CpuTierAdminService(state, shard=shard), hosted.admin.server)
         hosts.append(hosted.start())
@@ -98,7 +102,8 @@ def host_ranker() -> Iterator[Any]:
         clients.append(LookupClient(cpu_tiers, timeout_s=timeout_s))
         context = CombinedContext(FeastContext(repository.workspace.feature_repo, CONTEXT_FEATURES))
         service = RankService(state, clients[-1], context, max_candidates=256, timeout_s=timeout_s)
-        hosted = Hosted(state, service, Endpoint("rank", "127.0.0.1", 0, 4), Endpoint("admin", "127.0.0.1", 0, 2))
+        endpoint = Endpoint("rank", "127.0.0.1", 0, THREADS, refuse_more=True)
+        hosted = Hosted(state, service, endpoint, Endpoint("admin", "127.0.0.1", 0, 2))
         rank_pb2_grpc.add_RankServicer_to_server(service, hosted.endpoint.server)
         admin_pb2_grpc.add_RankerAdminServicer_to_server(RankerAdminService(state), hosted.admin.server)
         hosts.append(hosted.start())

@@ -1,4 +1,4 @@
-"""Never more inside than slots, never more waiting than the queue, the rest refused at once, nothing lost."""
+"""Never more inside than slots, the others in their order or refused by their deadline, no slot lost."""
 
 import threading
 import time
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from online.admission import Admission
 from online.refusal import Code, Refusal
+from tests.waiting import until
 
 
 def refused(admission: Admission, remaining_s: float | None = None) -> Code:
@@ -48,32 +49,16 @@ class Holder:
             assert not thread.is_alive()
 
 
-def until(condition) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
 @pytest.fixture
 def full() -> Holder:
-    """One inside, two waiting, no room for another."""
-    holder = Holder(Admission(slots=1, queue=2))
+    """One inside, two waiting."""
+    holder = Holder(Admission(slots=1))
     for name in range(3):
         holder.send(name)
     assert (holder.admission.in_flight, holder.admission.waiting) == (1, 2)
     yield holder
     holder.finish()
     assert (holder.admission.in_flight, holder.admission.waiting) == (0, 0)
-
-
-def test_who_comes_to_a_full_queue_is_refused_and_the_next_after_a_departure_is_not(full) -> None:
-    assert refused(full.admission) is Code.OVERLOADED
-    assert refused(full.admission, 60.0) is Code.OVERLOADED
-    full.let_go()
-    until(lambda: full.inside == [0, 1])
-    full.send(3)
-    assert refused(full.admission) is Code.OVERLOADED
 
 
 def test_in_the_order_in_which_they_came(full) -> None:
@@ -83,7 +68,7 @@ def test_in_the_order_in_which_they_came(full) -> None:
 
 
 def test_a_deadline_that_is_over_or_passes_in_the_queue() -> None:
-    admission = Admission(slots=1, queue=2)
+    admission = Admission(slots=1)
     assert refused(admission, 0.0) is Code.DEADLINE
     assert refused(admission, -1.0) is Code.DEADLINE
     with admission.admit(None):
@@ -94,7 +79,7 @@ def test_a_deadline_that_is_over_or_passes_in_the_queue() -> None:
 
 
 def test_who_could_not_be_answered_in_time_does_not_even_wait() -> None:
-    admission = Admission(slots=1, queue=8)
+    admission = Admission(slots=1)
     for _ in range(4):
         with admission.admit():
             time.sleep(0.05)
@@ -108,37 +93,36 @@ def test_who_could_not_be_answered_in_time_does_not_even_wait() -> None:
 
 
 def test_an_error_inside_frees_the_slot() -> None:
-    admission = Admission(slots=1, queue=0)
+    admission = Admission(slots=1)
     for _ in range(3):
         with pytest.raises(KeyError), admission.admit():
             raise KeyError
-    with admission.admit():
-        assert refused(admission) is Code.OVERLOADED
+    assert admission.in_flight == 0
 
 
-@pytest.mark.parametrize("sizes", [(0, 1), (-1, 1), (1, -1)])
-def test_sizes(sizes) -> None:
+@pytest.mark.parametrize("slots", [0, -1])
+def test_sizes(slots) -> None:
     with pytest.raises(ValueError, match="slots"):
-        Admission(*sizes)
+        Admission(slots)
 
 
 @settings(max_examples=8, deadline=None)
-@given(slots=st.integers(1, 4), queue=st.integers(0, 6), deadlines=st.lists(
+@given(slots=st.integers(1, 4), deadlines=st.lists(
     st.sampled_from([None, 0.0, 0.0005, 0.002, 10.0]), min_size=8, max_size=8,
 ))  # fmt: skip
-def test_under_stress_the_bounds_hold_and_every_request_is_answered_or_refused(slots, queue, deadlines) -> None:
-    admission, counting = Admission(slots, queue), threading.Lock()
-    inside, most_inside, most_waiting = 0, 0, 0
+def test_under_stress_the_bounds_hold_and_every_request_is_answered_or_refused(slots, deadlines) -> None:
+    admission, counting = Admission(slots), threading.Lock()
+    inside, most_inside = 0, 0
 
     def send(remaining_s: float | None) -> list[str]:
-        nonlocal inside, most_inside, most_waiting
+        nonlocal inside, most_inside
         outcomes = []
         for number in range(20):
             try:
                 with admission.admit(remaining_s):
                     with counting:
                         inside += 1
-                        most_inside, most_waiting = max(most_inside, inside), max(most_waiting, admission.waiting)
+                        most_inside = max(most_inside, inside)
                     time.sleep(0.0005 * (number % 3))
                     with counting:
                         inside -= 1
@@ -149,11 +133,9 @@ def test_under_stress_the_bounds_hold_and_every_request_is_answered_or_refused(s
 
     with ThreadPoolExecutor(len(deadlines)) as pool:
         outcomes = list(pool.map(send, deadlines))
-    assert all(set(ended) <= {"OK", "OVERLOADED", "DEADLINE"} and len(ended) == 20 for ended in outcomes)
-    assert most_inside <= slots and most_waiting <= queue
+    assert all(set(ended) <= {"OK", "DEADLINE"} and len(ended) == 20 for ended in outcomes)
+    assert most_inside <= slots
     assert (inside, admission.in_flight, admission.waiting) == (0, 0, 0)
-    if queue + slots >= len(deadlines):
-        assert not any("OVERLOADED" in ended for ended in outcomes)
     for _ in range(slots):  # none was lost
         admission.admit(None).__enter__()
     assert admission.in_flight == slots

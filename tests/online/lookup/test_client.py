@@ -22,6 +22,7 @@ from online.server import Endpoint
 from pipelines.contracts.errors import InvalidConfig
 from tests.online.row_source_cases import RowSourceCases
 from tests.releases import FeastRepository, published_rows
+from tests.waiting import until
 
 IDS = {"item.kge": np.array([1, 2])}
 SPREAD = {"item.kge": np.arange(40), "user.kge": np.arange(3)}  # over two shards
@@ -141,14 +142,25 @@ class TestReplicas:
             assert refused(client_of(hanging, timeout_s=0.3), [1]).code in (Code.LOOKUP_UNAVAILABLE, Code.DEADLINE)
 
     def test_an_overloaded_one_is_passed_over(self, workspace_with_versions, host_cpu_tier, client_of) -> None:
-        admissions = Admission(slots=1, queue=0), Admission(slots=1, queue=0)
-        tiers = [host_cpu_tier(workspace_with_versions.workspace, admission=admission) for admission in admissions]
+        admissions = Admission(slots=1), Admission(slots=1)
+        tiers = [
+            host_cpu_tier(workspace_with_versions.workspace, admission=admission, threads=1) for admission in admissions
+        ]
         client = client_of(*(tier.address for tier in tiers), attempts=6)
+        waiting = []
+
+        def fill(number: int) -> None:
+            waiting.append(client_of(tiers[number].address, timeout_s=60).start([1], IDS))
+            until(lambda: admissions[number].waiting == 1)
+
         with admissions[0].admit():
+            fill(0)
             assert [client.lookup([1], IDS).version for _ in range(4)] == [1] * 4
             with admissions[1].admit():
+                fill(1)
                 assert refused(client, [1]).code is Code.OVERLOADED
-        assert [answered(tier) for tier in tiers] == [0, 4]
+        assert [pending.result().version for pending in waiting] == [1, 1]
+        assert [answered(tier) for tier in tiers] == [1, 5]
 
     def test_one_without_the_version_is_asked_once(self, workspace_with_versions, host_cpu_tier, client_of) -> None:
         asked = []

@@ -18,6 +18,7 @@ from online.lookup.shards import Shard, shard_of
 from online.proto import admin_pb2, admin_pb2_grpc, lookup_pb2, lookup_pb2_grpc
 from online.refusal import Code
 from tests.releases import published_rows
+from tests.waiting import until
 
 TABLES = ("user.contrastive", "user.kge", "item.contrastive", "item.kge")
 MAX_IDS = 4096
@@ -165,16 +166,19 @@ def test_a_host_of_all_ids_refuses_a_request_of_a_shard(stub) -> None:
 
 
 def test_what_is_too_much_is_refused_at_once_and_health_still_answers(workspace_with_versions, host_cpu_tier) -> None:
-    admission = Admission(slots=1, queue=0)
-    host = host_cpu_tier(workspace_with_versions.workspace, admission=admission)
+    admission = Admission(slots=1)
+    host = host_cpu_tier(workspace_with_versions.workspace, admission=admission, threads=2)
     with open_channel(host.address) as channel:
         busy = lookup_pb2_grpc.LookupStub(channel)
         with admission.admit():
+            waiting = [busy.Lookup.future(request_of(item__kge=bytes(8))) for _ in range(2)]
+            until(lambda: admission.waiting == 2)
             for _ in range(20):
                 code = grpc.StatusCode.RESOURCE_EXHAUSTED
                 assert refused(busy, request_of(item__kge=bytes(8)))[:2] == (code, "OVERLOADED")
             health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
             assert health.status == health_pb2.HealthCheckResponse.SERVING
+        assert [answer.result().version for answer in waiting] == [1, 1]
         assert busy.Lookup(request_of(item__kge=bytes(8))).version == 1
 
 

@@ -5,7 +5,6 @@ import re
 import signal
 import socket
 import threading
-import time
 from pathlib import Path
 
 import grpc
@@ -20,15 +19,9 @@ from online.server import Endpoint
 from pipelines.contracts.errors import InvalidConfig
 from tests.fleet import descendants, free_ports
 from tests.releases import published_rows
+from tests.waiting import until
 
 IDS = {"item.kge": np.arange(3)}
-
-
-def until(condition, seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.02)
 
 
 def is_gone(pid: int) -> bool:

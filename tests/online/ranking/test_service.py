@@ -25,6 +25,7 @@ from online.refusal import Code, Refusal
 from online.server import Endpoint
 from pipelines.contracts.context import CONTEXT_FEATURES, context_matrix
 from tests.releases import AS_OF, TASKS, entity_ids
+from tests.waiting import until
 
 NOW = AS_OF.timestamp() + 3600.0
 TOLERANCE = 1e-5
@@ -218,14 +219,14 @@ def serve(workspace_with_versions):
     """Call with versions and a function of (models, hosted) that gives the row source: models, client."""
     running = []
 
-    def start(versions, source_of, **named):
+    def start(versions, source_of, *, threads=16, **named):
         workspace = workspace_with_versions.workspace
         models = RunnableModels(lambda version: Scorer.load(workspace, version, device="cpu"))
         hosted = HostedVersions(lambda version: VersionReader.open(workspace, version))
         for version in versions:
             models.load(version)
             hosted.load(version)
-        endpoint = Endpoint("rank", "127.0.0.1", 0, 4)
+        endpoint = Endpoint("rank", "127.0.0.1", 0, threads, refuse_more=True)
         service = RankService(models, source_of(models, hosted), Ones(), **named)
         rank_pb2_grpc.add_RankServicer_to_server(service, endpoint.server)
         endpoint.start()
@@ -303,11 +304,16 @@ def test_what_became_of_requests_is_counted_by_version(serve) -> None:
 
 
 def test_what_is_too_much_is_refused_and_not_counted_as_a_failure(serve) -> None:
-    admission = Admission(slots=1, queue=0)
-    models, client = serve([1], lambda models, hosted: SameHostRows(hosted), admission=admission)
-    with admission.admit(), pytest.raises(Refusal) as caught:
-        client.rank(1, np.array([1]), now_seconds=NOW)
-    assert caught.value.code is Code.OVERLOADED
+    admission = Admission(slots=1)
+    models, client = serve([1], lambda models, hosted: SameHostRows(hosted), admission=admission, threads=1)
+    with ThreadPoolExecutor(1) as pool:
+        with admission.admit():
+            waiting = pool.submit(client.rank, 1, np.array([1]), now_seconds=NOW)
+            until(lambda: admission.waiting == 1)
+            with pytest.raises(Refusal) as caught:
+                client.rank(1, np.array([1]), now_seconds=NOW)
+            assert caught.value.code is Code.OVERLOADED
+        assert waiting.result().version == 1
     answer = client.rank(1, np.array([1]), now_seconds=NOW)
     assert answer.version == 1 and answer.timing_ms["total_ms"] > 0
     assert models.status().failed == 0 and models.status().models[0].failed == 0
