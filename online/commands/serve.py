@@ -1,10 +1,10 @@
 """`facet serve`: the two servers, each a process of its own."""
 
-
 import click
 
 from online.commands.serve_cpu_tier import cpu_tier
 from online.commands.serve_ranker import ranker
+from online.heap import bound_heap
 
 __all__ = ["serve"]
 
@@ -21,6 +21,7 @@ def serve() -> None:
     Both speak gRPC (online/proto/*.proto) with the standard health service, on loopback unless told otherwise, and stop
     on SIGTERM or Ctrl-C after the requests under way.
     """
+    bound_heap()
 
 
 serve.add_command(cpu_tier)

@@ -6,7 +6,7 @@ import click
 
 from online.commands.logging_options import logging_options
 from online.commands.security_options import server_limits, server_security
-from online.commands.serve_options import ADMIN_PORT, HOST, PORT, VERSIONS, current_version
+from online.commands.serve_options import ADMIN_PORT, HOST, METRICS_PORT, PORT, VERSIONS, current_version
 from pipelines.contracts.workspace import Workspace
 
 __all__ = ["cpu_tier"]
@@ -16,10 +16,7 @@ __all__ = ["cpu_tier"]
 @HOST
 @PORT
 @ADMIN_PORT
-@click.option(
-    "--metrics-port", type=click.IntRange(0, 65535), default=None,
-    help="Port of /metrics for Prometheus. 0: any free port; by default there is none.",
-)
+@METRICS_PORT
 @VERSIONS
 @click.option(
     "--name", help="What this host is called, such as cpu-1. A host with a name comes back as what it was when it was "

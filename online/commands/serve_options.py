@@ -5,7 +5,7 @@ import click
 from pipelines.contracts.errors import VersionNotFound
 from pipelines.contracts.workspace import Workspace
 
-__all__ = ["ADMIN_PORT", "HOST", "PORT", "VERSIONS", "current_version"]
+__all__ = ["ADMIN_PORT", "HOST", "METRICS_PORT", "PORT", "VERSIONS", "current_version"]
 
 
 class VersionList(click.ParamType):
@@ -33,6 +33,10 @@ PORT = click.option("--port", type=click.IntRange(0, 65535), default=0, show_def
 ADMIN_PORT = click.option(
     "--admin-port", type=click.IntRange(0, 65535), default=0, show_default=True,
     help="Port of the admin service, which `facet rollout` speaks to. 0: any free port.",
+)
+METRICS_PORT = click.option(
+    "--metrics-port", type=click.IntRange(0, 65535), default=None,
+    help="Port of /metrics for Prometheus. 0: any free port; by default there is none.",
 )
 
 

@@ -4,7 +4,7 @@ import click
 
 from online.commands.logging_options import logging_options
 from online.commands.security_options import cpu_tier_security, server_limits, server_security
-from online.commands.serve_options import ADMIN_PORT, HOST, PORT, VERSIONS, current_version
+from online.commands.serve_options import ADMIN_PORT, HOST, METRICS_PORT, PORT, VERSIONS, current_version
 from pipelines.contracts.workspace import Workspace
 
 __all__ = ["ranker"]
@@ -16,10 +16,7 @@ LOCAL = "local"
 @HOST
 @PORT
 @ADMIN_PORT
-@click.option(
-    "--metrics-port", type=click.IntRange(0, 65535), default=None,
-    help="Port of /metrics for Prometheus. 0: any free port; by default there is none.",
-)
+@METRICS_PORT
 @VERSIONS
 @click.option(
     "--name", help="What this ranker is called, such as ranker-1. A ranker with a name comes back with the models it "

@@ -16,6 +16,7 @@ import grpc
 import numpy as np
 
 from online.lookup.client import LookupClient
+from online.poller import POLLER
 from online.proto import lookup_pb2, lookup_pb2_grpc
 from online.reader import VersionReader
 from tests.benchmarks import echo_server
@@ -36,13 +37,20 @@ FEAST_START_S = 90
 
 
 def against_echo(serving: Serving) -> Iterator[Result]:
-    """One client, one request at a time: our client and server, the echo, and the same messages over a Unix socket."""
+    """One client, one request at a time: our client and server, the echo, and the same messages over a Unix socket.
+
+    The echo is what gRPC is without us. A second one has the poller that our servers choose.
+    """
     address, batch = serving.fleet().cpu_tiers[0].address, serving.sizes.batch
     client, random, known = LookupClient([address]), np.random.default_rng(0), serving.ids("item")
     request_bytes, reply_bytes = _message_sizes(serving, address)
-    _, port = serving.start("tests.benchmarks.echo_server", str(reply_bytes))
-    channel = grpc.insecure_channel(f"127.0.0.1:{port}")
-    echo, message = channel.unary_unary(echo_server.METHOD), bytes(request_bytes)
+    ports = [
+        serving.start("tests.benchmarks.echo_server", str(reply_bytes), environment=poller)[1]
+        for poller in ({}, POLLER)
+    ]
+    channels = [grpc.insecure_channel(f"127.0.0.1:{port}") for port in ports]
+    echo, same_echo = (channel.unary_unary(echo_server.METHOD) for channel in channels)
+    message = bytes(request_bytes)
     over_socket = SocketClient(serving.socket_server()[0])
 
     def ids() -> list[np.ndarray]:
@@ -51,11 +59,14 @@ def against_echo(serving: Serving) -> Iterator[Result]:
     sides = {
         "ours": Side("LookupClient to a CPU host", lambda asked: client.lookup([1], {TABLE: asked}), ids),
         "echo": Side("grpc echo of as many raw bytes", lambda _: echo(message, timeout=2), ids),
+        "same_echo": Side("grpc echo with the CPU host's poller", lambda _: same_echo(message, timeout=2), ids),
         "socket": Side("the same messages over a Unix socket", lambda asked: over_socket.lookup(1, TABLE, asked), ids),
     }
     timings = interleave(list(sides.values()), rounds=serving.sizes.rounds, label="lookup over gRPC")
-    client.close(), channel.close(), over_socket.close()
-    ours, rival, socket = (timings[side.name] for side in sides.values())
+    client.close(), over_socket.close()
+    for channel in channels:
+        channel.close()
+    ours, rival, same, socket = (timings[side.name] for side in sides.values())
     said = {
         "batch": batch, "rows": serving.sizes.rows, "request_bytes": request_bytes, "reply_bytes": reply_bytes,
         "threads": 1, "rounds": len(ours.rounds), "calls_a_round": ours.calls, "server": "grpcio, synchronous",
@@ -69,6 +80,10 @@ def against_echo(serving: Serving) -> Iterator[Result]:
     yield overhead(
         "lookup512_p99_vs_grpc_echo", ours=ours.p99 * 1e6, rival=rival.p99 * 1e6, rival_name=rival.name, unit="us",
         **said,
+    )
+    yield overhead(
+        "lookup512_p50_vs_grpc_echo_same_poller", ours=ours.seconds * 1e6, rival=same.seconds * 1e6,
+        rival_name=same.name, unit="us", **said,
     )
     yield overhead(
         "lookup512_p50_socket_vs_grpc", ours=socket.seconds * 1e6, rival=ours.seconds * 1e6, rival_name=ours.name,

@@ -31,7 +31,10 @@ GROUPS: dict[Callable[[Serving], Iterator[Result]], tuple[str, ...]] = {
     ),
     rank_bare: ("rank500_bare_p50_vs_local", "rank500_bare_p99_vs_local"),
     fetch_against_feast: ("fetch500_vs_feast_redis",),
-    against_echo: ("lookup512_p50_vs_grpc_echo", "lookup512_p99_vs_grpc_echo", "lookup512_p50_socket_vs_grpc"),
+    against_echo: (
+        "lookup512_p50_vs_grpc_echo", "lookup512_p99_vs_grpc_echo", "lookup512_p50_vs_grpc_echo_same_poller",
+        "lookup512_p50_socket_vs_grpc",
+    ),
     against_feast_server: ("lookup_rows_per_s_vs_feast_server", "lookup_rows_per_s_socket_vs_grpc"),
     at_three_times_capacity: ("goodput_at_3x",),
 }

@@ -4,15 +4,17 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from online.poller import POLLER
 from pipelines.contracts.context import CONTEXT_FEATURES
 from pipelines.publish import publish
 from tests.fleet import Fleet, facet_environment
@@ -91,10 +93,17 @@ class Serving:
         process, _ = self._once("socket", lambda: self.start("tests.benchmarks.socket_server", workspace, path))
         return path, process.pid
 
-    def start(self, *command: str) -> tuple[subprocess.Popen, str]:
-        """A process of the benchmarks' own, and the first line it prints; stopped with the stack."""
+    def start(
+        self, *command: str, environment: Mapping[str, str] = MappingProxyType({})
+    ) -> tuple[subprocess.Popen, str]:
+        """A process of the benchmarks' own, and the first line it prints; stopped with the stack.
+
+        Args:
+            environment: more of it; without `POLLER`, gRPC is what it is by itself.
+        """
+        stock = {name: value for name, value in facet_environment().items() if name not in POLLER}
         process = subprocess.Popen(
-            [sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.PIPE, text=True, env=facet_environment()
+            [sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.PIPE, text=True, env=stock | environment
         )
         self.stack.callback(process.stdout.close)
         self.stack.callback(process.wait)
