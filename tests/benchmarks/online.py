@@ -36,7 +36,7 @@ GROUPS: dict[Callable[[Serving], Iterator[Result]], tuple[str, ...]] = {
         "lookup512_p50_socket_vs_grpc",
     ),
     against_feast_server: ("lookup_rows_per_s_vs_feast_server", "lookup_rows_per_s_socket_vs_grpc"),
-    at_three_times_capacity: ("goodput_at_3x",),
+    at_three_times_capacity: ("goodput_at_3x", "goodput_at_3x_pinned"),
 }
 """What is measured together, and the names of its results."""
 

@@ -7,7 +7,7 @@ from typing import Any
 from online.load.population import Population
 from online.load.traffic import RankTraffic, rank_traffic
 from tests.benchmarks.harness import Result, environment
-from tests.benchmarks.serving import Serving
+from tests.benchmarks.serving import TWO_CORES, Serving, on_two_cores
 from tests.releases import AS_OF
 
 __all__ = ["at_three_times_capacity"]
@@ -20,6 +20,13 @@ PATIENT, IMPATIENT = 8, 96
 
 
 def at_three_times_capacity(serving: Serving) -> Iterator[Result]:
+    """With the cores shared by all; and with a core for the ranker, as if the load came from another machine."""
+    yield _flooded(serving, "goodput_at_3x")
+    with on_two_cores(serving.fleet()):
+        yield _flooded(serving, "goodput_at_3x_pinned", cores=TWO_CORES)
+
+
+def _flooded(serving: Serving, name: str, **conditions: Any) -> Result:
     """Turn by turn: a closed loop that saturates the ranker, an open one at three times that rate, a client alone."""
     address, seconds = serving.fleet().rankers[0].address, serving.sizes.burst_s
     population = Population.of_version(serving.repository.workspace, 1, seed=0)
@@ -51,8 +58,8 @@ def at_three_times_capacity(serving: Serving) -> Iterator[Result]:
         return statistics.median(values)
 
     ours, best = median("flooded", "goodput_per_s"), median("maximum", "goodput_per_s")
-    yield Result(
-        "goodput_at_3x", ours, best, "the most it answers in time, closed loop", ours / best, "requests/s",
+    return Result(
+        name, ours, best, "the most it answers in time, closed loop", ours / best, "requests/s",
         {
             "ratio_is": "ours / rival", "candidates": CANDIDATES, "deadline_ms": DEADLINE_MS,
             "rounds": len(turns), "seconds_a_turn": seconds, "offered_per_s": median("flooded", "offered_per_s"),
@@ -66,6 +73,6 @@ def at_three_times_capacity(serving: Serving) -> Iterator[Result]:
                 turn["alone_after"]["timeline"][0]["p99_ms"] for turn in turns
             ),
             "goodput_rounds": [[turn[which]["goodput_per_s"] for turn in turns] for which in ("flooded", "maximum")],
-            **environment(),
+            **conditions, **environment(),
         },
     )

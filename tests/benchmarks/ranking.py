@@ -1,9 +1,7 @@
 """Ranking with rows from a CPU host, against the same ranker with the tables in its own process; and against Feast."""
 
-import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,7 +10,7 @@ from online.lookup.client import LookupClient
 from online.ranking.client import RankClient
 from tests.benchmarks.feast_stock import open_store, redis_store, stock_repository
 from tests.benchmarks.harness import Result, Side, Timing, interleave, overhead, speeds_compared
-from tests.benchmarks.serving import Serving
+from tests.benchmarks.serving import TWO_CORES, Serving, on_two_cores
 from tests.fleet import Fleet
 from tests.redis_server import RedisServer
 from tests.releases import AS_OF, WIDE_RANGE
@@ -26,9 +24,9 @@ def rank_against_local(serving: Serving) -> Iterator[Result]:
     """The same requests to both rankers in turn; then again with client, ranker and CPU host bound to cores."""
     remote, local = serving.fleet(), serving.fleet(local=True)
     yield from _ranked(serving, remote, local, "rank500")
-    with _pinned(remote, local):
+    with on_two_cores(remote, local):
         yield from _ranked(
-            serving, remote, local, "rank500_pinned", cores="client and CPU host on one, rankers on the other"
+            serving, remote, local, "rank500_pinned", cores=TWO_CORES
         )
 
 
@@ -86,28 +84,6 @@ class _Requests:
             (int(self._random.choice(self._users)), self._random.choice(self._items, self._candidates, replace=False))
             for _ in range(count)
         ]
-
-
-@contextmanager
-def _pinned(remote: Fleet, local: Fleet) -> Iterator[None]:
-    """This process and the CPU host on the first core, the rankers on the second."""
-    cores = sorted(os.sched_getaffinity(0))
-    first, second = {cores[0]}, {cores[-1]}
-    everything = {os.getpid(): first}
-    everything |= {pid: first for tier in remote.cpu_tiers for pid in tier.pids}
-    everything |= {pid: second for fleet in (remote, local) for ranker in fleet.rankers for pid in ranker.pids}
-    for pid, bound in everything.items():
-        _bind(pid, bound)
-    try:
-        yield
-    finally:
-        for pid in everything:
-            _bind(pid, set(cores))
-
-
-def _bind(pid: int, cores: set[int]) -> None:
-    for thread in os.listdir(f"/proc/{pid}/task"):  # threads that are there do not follow the process
-        os.sched_setaffinity(int(thread), cores)
 
 
 def fetch_against_feast(serving: Serving) -> Iterator[Result]:

@@ -4,9 +4,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -20,7 +20,9 @@ from pipelines.publish import publish
 from tests.fleet import Fleet, facet_environment
 from tests.releases import FeastRepository, entity_ids, write_candidate, write_context_views
 
-__all__ = ["FULL", "QUICK", "Serving", "Sizes", "Spent", "cpu_seconds", "keep_asking"]
+__all__ = [
+    "FULL", "QUICK", "TWO_CORES", "Serving", "Sizes", "Spent", "cpu_seconds", "keep_asking", "on_two_cores",
+]
 
 DIM = 64
 TABLES = ("user.contrastive", "user.kge", "item.contrastive", "item.kge")
@@ -132,6 +134,32 @@ class Serving:
         if name not in self._made:
             self._made[name] = make()
         return self._made[name]
+
+
+TWO_CORES = "client and CPU host on one, rankers on the other"
+
+
+@contextmanager
+def on_two_cores(*fleets: Fleet) -> Iterator[None]:
+    """This process and the CPU hosts on the first core, the rankers on the last: each as if on a machine of its own."""
+    cores = sorted(os.sched_getaffinity(0))
+    first, last = {cores[0]}, {cores[-1]}
+    everything = {os.getpid(): first}
+    everything |= {pid: first for fleet in fleets for tier in fleet.cpu_tiers for pid in tier.pids}
+    everything |= {pid: last for fleet in fleets for ranker in fleet.rankers for pid in ranker.pids}
+    for pid, bound in everything.items():
+        _bind(pid, bound)
+    try:
+        yield
+    finally:
+        for pid in everything:
+            _bind(pid, set(cores))
+
+
+def _bind(pid: int, cores: set[int]) -> None:
+    for thread in os.listdir(f"/proc/{pid}/task"):  # threads that are there do not follow the process
+        with suppress(ProcessLookupError):  # it has ended
+            os.sched_setaffinity(int(thread), cores)
 
 
 def keep_asking(
