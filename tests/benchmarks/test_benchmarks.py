@@ -24,7 +24,10 @@ PUBLISH = {
     "bytes_per_row_vs_feast_redis", "redis_packed_lookup512", "delta_1pct_materialize_vs_full",
     "delta_1pct_bytes_vs_full", "delta_1pct_lookup512_vs_full",
 }
-ONLINE = {"lookup512_p50_vs_grpc_echo", "lookup512_p99_vs_grpc_echo", "lookup512_p50_socket_vs_grpc"}
+ONLINE = {
+    "lookup512_p50_vs_grpc_echo", "lookup512_p99_vs_grpc_echo", "lookup512_p50_vs_grpc_echo_same_poller",
+    "lookup512_p50_socket_vs_grpc",
+}
 PUBLISH_100M = {
     "materialize_s", "materialize_peak_memory", "bytes_per_row", "lookup512_median_us", "lookup512_p99_us", "retire_s",
     "different_rows",
