@@ -138,7 +138,7 @@ def against_feast_server(serving: Serving) -> Iterator[Result]:
     client, (socket_path, socket_pid) = LookupClient([tier.address]), serving.socket_server()
     known = serving.ids("item")
     with RedisServer() as redis:
-        port, feast_pids, check = _feast_server(serving, redis)
+        port, feast, check = _feast_server(serving, redis)
         connections = threading.local()
 
         def ours(random: np.random.Generator) -> None:
@@ -149,14 +149,15 @@ def against_feast_server(serving: Serving) -> Iterator[Result]:
                 connections.socket = SocketClient(socket_path)
             connections.socket.lookup(1, TABLE, random.choice(known, batch))
 
-        def feast(random: np.random.Generator) -> None:
+        def ask_feast(random: np.random.Generator) -> None:
             if not hasattr(connections, "feast"):
                 connections.feast = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
             _ask_feast(connections.feast, random.choice(known, batch))
 
         check()
+        feast_pids = [feast.pid, *descendants(feast.pid)]  # now: what it only starts with has ended
         sides: dict[str, tuple[Callable[[np.random.Generator], None], list[int]]] = {
-            "ours": (ours, tier.pids), "feast": (feast, feast_pids), "socket": (over_socket, [socket_pid]),
+            "ours": (ours, tier.pids), "feast": (ask_feast, feast_pids), "socket": (over_socket, [socket_pid]),
         }
         spent: dict[str, list[Spent]] = {name: [] for name in sides}
         for number in range(serving.sizes.rounds + 1):
@@ -185,8 +186,8 @@ def against_feast_server(serving: Serving) -> Iterator[Result]:
     )
 
 
-def _feast_server(serving: Serving, redis: RedisServer) -> tuple[int, list[int], Callable[[], None]]:
-    """Stock `feast serve` over the same rows: its port, its processes, and what checks that it answers with them."""
+def _feast_server(serving: Serving, redis: RedisServer) -> tuple[int, subprocess.Popen, Callable[[], None]]:
+    """Stock `feast serve` over the same rows: its port, its process, and what checks that it answers with them."""
     repository = stock_repository(serving.repository, "server", redis_store(redis, skip_dedup=True))
     open_store(repository).materialize(*WIDE_RANGE, feature_views=["item_kge__v1"])
     port = free_ports(1)[0]
@@ -217,7 +218,7 @@ def _feast_server(serving: Serving, redis: RedisServer) -> tuple[int, list[int],
         if [base64.b64decode(value) for value in values] != [row.tobytes() for row in rows[:3]]:
             raise RuntimeError("feast serve has other rows")
 
-    return port, [process.pid, *descendants(process.pid)], check
+    return port, process, check
 
 
 def _ask_feast(connection: http.client.HTTPConnection, ids: np.ndarray) -> bytes:
