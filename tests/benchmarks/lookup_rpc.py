@@ -24,7 +24,7 @@ from tests.benchmarks.feast_stock import open_store, redis_store, stock_reposito
 from tests.benchmarks.harness import Result, Side, environment, interleave, overhead
 from tests.benchmarks.serving import Serving, Spent, keep_asking
 from tests.benchmarks.socket_server import NoGrpc, SocketClient, lookup_service
-from tests.fleet import descendants, facet_environment, free_ports
+from tests.fleet import facet_environment, free_ports
 from tests.redis_server import RedisServer
 from tests.releases import WIDE_RANGE, published_rows
 
@@ -155,15 +155,14 @@ def against_feast_server(serving: Serving) -> Iterator[Result]:
             _ask_feast(connections.feast, random.choice(known, batch))
 
         check()
-        feast_pids = [feast.pid, *descendants(feast.pid)]  # now: what it only starts with has ended
-        sides: dict[str, tuple[Callable[[np.random.Generator], None], list[int]]] = {
-            "ours": (ours, tier.pids), "feast": (ask_feast, feast_pids), "socket": (over_socket, [socket_pid]),
+        sides: dict[str, tuple[Callable[[np.random.Generator], None], int]] = {
+            "ours": (ours, tier.process.pid), "feast": (ask_feast, feast.pid), "socket": (over_socket, socket_pid),
         }
         spent: dict[str, list[Spent]] = {name: [] for name in sides}
         for number in range(serving.sizes.rounds + 1):
             for name in sides if number % 2 else reversed(sides):
-                ask, pids = sides[name]
-                once = keep_asking(ask, threads=THREADS, seconds=serving.sizes.burst_s, pids=pids, seed=number)
+                ask, pid = sides[name]
+                once = keep_asking(ask, threads=THREADS, seconds=serving.sizes.burst_s, pid=pid, seed=number)
                 if number:  # the first turn warms up
                     spent[name].append(once)
     client.close()
