@@ -23,7 +23,7 @@ def at_three_times_capacity(serving: Serving) -> Iterator[Result]:
     """With the cores shared by all; and with a core for the ranker, as if the load came from another machine."""
     yield _flooded(serving, "goodput_at_3x")
     with on_two_cores(serving.fleet()):
-        yield _flooded(serving, "goodput_at_3x_pinned", cores=TWO_CORES)
+        yield _flooded(serving, "goodput_at_3x_pinned", bound=TWO_CORES)
 
 
 def _flooded(serving: Serving, name: str, **conditions: Any) -> Result:

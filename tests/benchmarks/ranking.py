@@ -26,7 +26,7 @@ def rank_against_local(serving: Serving) -> Iterator[Result]:
     yield from _ranked(serving, remote, local, "rank500")
     with on_two_cores(remote, local):
         yield from _ranked(
-            serving, remote, local, "rank500_pinned", cores=TWO_CORES
+            serving, remote, local, "rank500_pinned", bound=TWO_CORES
         )
 
 
