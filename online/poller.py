@@ -16,5 +16,6 @@ fifty microseconds more (`tests.benchmarks.lookup_rpc`). Of the older pollers, e
 sockets of a process, and a message for another one's server changes threads once more; with poll each server waits for
 its own, whose number it pays for: a few hundred connections are no matter.
 
-A gRPC that has this poller no more does not mind being asked for it.
+A gRPC without the experiments only logs that it does not know them; one that had the older pollers without poll would
+not start. `tests/online/test_poller.py` fails in either case: measure, and drop what is gone.
 """

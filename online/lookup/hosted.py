@@ -82,7 +82,7 @@ class HostedVersions:
         self._in_turn: tuple[HostedVersion, ...] = ()  # those that answer, in the order in which they are tried
         self._canary_in_turn: tuple[HostedVersion, ...] = ()  # the same for requests that are the canary's
         self._canary_below = 0  # those whose CRC-32 is less
-        self._lock = threading.Lock()  # taken by itself where nobody is woken: entering a Condition is two calls more
+        self._lock = threading.Lock()  # on the hot path taken by itself: entering a Condition is two calls more
         self._changed = threading.Condition(self._lock)
         self._loading = threading.Lock()
         self._remember, self._remembered, self._remembering = remember, None, threading.Lock()
