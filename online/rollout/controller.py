@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 from online.reader import VersionReader
 from online.refusal import Refusal
 from online.rollout.canary import CanaryLimits, Outcome, Tally, Verdict, verdict
-from online.rollout.fleet import Answers, Fleet, FleetStatus, InvariantViolated, is_away
+from online.rollout.fleet import Answers, Fleet, is_away
+from online.rollout.fleet_status import FleetStatus, InvariantViolated
 from online.rollout.plan import Plan, Stage, Step, source_of
 from online.rollout.state import Record, RolloutState, alone, now
 from pipelines.contracts.errors import (

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from online.rollout.fleet import CpuHost, FleetStatus
+from online.rollout.fleet_status import CpuHost, FleetStatus
 from pipelines.contracts.errors import VersionConflict
 
 __all__ = ["Plan", "Stage", "Step", "preview", "source_of"]

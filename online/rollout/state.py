@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from online.rollout.canary import CanaryLimits
-from online.rollout.fleet import FleetStatus
+from online.rollout.fleet_status import FleetStatus
 from online.rollout.plan import Plan, Stage, Step
 from pipelines.contracts.durable import replacing_file
 from pipelines.contracts.errors import IntegrityError, VersionConflict

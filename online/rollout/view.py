@@ -7,7 +7,8 @@ from typing import Any
 from online.proto import admin_pb2
 from online.refusal import Refusal
 from online.rollout.canary import Tally, quantile
-from online.rollout.fleet import Answers, CpuHost
+from online.rollout.fleet import Answers
+from online.rollout.fleet_status import CpuHost
 from online.rollout.plan import Stage
 from online.rollout.state import RolloutState
 

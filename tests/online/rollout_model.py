@@ -17,7 +17,7 @@ from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
-from online.rollout.fleet import CpuHost, FleetStatus
+from online.rollout.fleet_status import CpuHost, FleetStatus
 from online.rollout.plan import Plan, Stage, Step
 
 CPU_HOSTS, RANKERS = ("cpu-0", "cpu-1"), ("gpu-0", "gpu-1")

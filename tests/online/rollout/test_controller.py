@@ -10,7 +10,7 @@ from online.commands.rollout import rollout as rollout_command
 from online.lookup.shards import Shard
 from online.refusal import Code, Refusal
 from online.rollout.controller import Rollout
-from online.rollout.fleet import InvariantViolated
+from online.rollout.fleet_status import InvariantViolated
 from pipelines.contracts.errors import (
     IntegrityError,
     InvalidConfig,

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from online.rollout.fleet import FleetStatus
+from online.rollout.fleet_status import FleetStatus
 from online.rollout.plan import Plan, Stage, Step
 from tests.online.rollout_model import CPU_HOSTS, RANKERS, Broken, Model
 
