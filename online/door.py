@@ -42,7 +42,11 @@ class Door(ThreadPoolExecutor):
             free = self._free > 0
             self._free -= free
         if free:
-            future = super().submit(call, *arguments, **named)
+            try:
+                future = super().submit(call, *arguments, **named)
+            except BaseException:  # no thread could be started
+                self._one_left()
+                raise
             future.add_done_callback(self._one_left)
             return future
         future = Future()
@@ -53,6 +57,6 @@ class Door(ThreadPoolExecutor):
             self._here.refuses = False
         return future
 
-    def _one_left(self, _: Future) -> None:
+    def _one_left(self, _: Future | None = None) -> None:
         with self._counting:
             self._free += 1

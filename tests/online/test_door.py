@@ -156,3 +156,18 @@ def test_every_call_runs_here_or_there_and_no_thread_is_lost(threads, fails) -> 
     until(lambda: outcome(door.submit(call, False)) == "answered")
     assert not door.refuses
     door.shutdown()
+
+
+def test_a_thread_that_cannot_be_started_takes_no_place(monkeypatch) -> None:
+    door = Door(1, "test")
+
+    def fails(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fails)
+        for _ in range(3):
+            with pytest.raises(RuntimeError):
+                door.submit(lambda: door.refuses)
+    assert door.submit(lambda: door.refuses).result(timeout=5) is False
+    door.shutdown()
