@@ -3,11 +3,12 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -34,6 +35,14 @@ WARM_REQUESTS = 200
 
 _LATE = "no thread was free before its client would have given up; allow more concurrency, or a lower rate"
 _TIMES = {"since_s": (np.float32, ()), "lag_ms": (np.float32, ()), "latency_ms": (np.float32, ())}
+
+
+class Answered(NamedTuple):
+    """An answer, and the `time.perf_counter()` at which its request was due and was sent."""
+
+    answer: Any
+    due: float
+    sent: float
 
 
 class Traffic:
@@ -64,6 +73,24 @@ class Traffic:
         """Now is second 0; forgets what was recorded before."""
         self.answers, self.failures = Growing(self._columns), Failures()
         self.began, self._start = datetime.now(UTC).isoformat(timespec="milliseconds"), time.perf_counter()
+
+    def ask(self, call: Callable[[], Any], begin: Begin, timeout_s: float) -> Answered | None:
+        """Make a request's call when it is due; None: it failed, or was too late to be made, and was recorded as that.
+
+        Args:
+            call: answers, or raises `Refusal`.
+            timeout_s: until its client would give up.
+        """
+        due = begin()
+        sent = time.perf_counter()
+        if sent - due > timeout_s:
+            self.fail(NOT_SENT, due, _LATE)
+            return None
+        try:
+            return Answered(call(), due, sent)
+        except Refusal as refusal:
+            self.fail(refusal.code.name, due, str(refusal))
+            return None
 
     def fail(self, code: str, due: float, message: str) -> None:
         """A request that was due at `time.perf_counter()` `due` was not answered."""
@@ -250,17 +277,9 @@ def rank_traffic(
     def send(number: int, random: np.random.Generator, begin: Begin) -> None:
         user = int(population.draw("user", 1, random)[0])
         items = population.draw("item", candidates, random)
-        due = begin()
-        sent = time.perf_counter()
-        if sent - due > timeout_s:
-            traffic.fail(NOT_SENT, due, _LATE)
-            return
-        try:
-            answer = client.rank(user, items, now_seconds=now_seconds, request_id=f"load-{seed}-{number}")
-        except Refusal as refusal:
-            traffic.fail(refusal.code.name, due, str(refusal))
-        else:
-            traffic.record(user, items, answer, due=due, sent=sent)
+        call = partial(client.rank, user, items, now_seconds=now_seconds, request_id=f"load-{seed}-{number}")
+        if answered := traffic.ask(call, begin, timeout_s):
+            traffic.record(user, items, answered.answer, due=answered.due, sent=answered.sent)
 
     with closing(client):
         traffic.start()
@@ -290,17 +309,9 @@ def lookup_traffic(
 
     def send(number: int, random: np.random.Generator, begin: Begin) -> None:
         ids = population.draw(entity, batch, random)
-        due = begin()
-        sent = time.perf_counter()
-        if sent - due > timeout_s:
-            traffic.fail(NOT_SENT, due, _LATE)
-            return
-        try:
-            rows = client.lookup([version], {table: ids}, request_id=f"load-{seed}-{number}")
-        except Refusal as refusal:
-            traffic.fail(refusal.code.name, due, str(refusal))
-        else:
-            traffic.record(rows.found[table], due=due, sent=sent)
+        call = partial(client.lookup, [version], {table: ids}, request_id=f"load-{seed}-{number}")
+        if answered := traffic.ask(call, begin, timeout_s):
+            traffic.record(answered.answer.found[table], due=answered.due, sent=answered.sent)
 
     with closing(client):
         warm = min(WARM_REQUESTS, requests)  # pages and connections
