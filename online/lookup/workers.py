@@ -5,7 +5,7 @@
   rankers ───────────┤                   worker 1 ─┼── map the same pages
                      └─ (SO_REUSEPORT) ► worker 2 ─┘
                                             ▲  a Unix socket each, in a directory of the parent's user
-  rollout ───────────── admin port ──────► parent   what the host holds; worker died: another one, at once
+  rollout ───────────── admin port ──────► parent   what the host holds; worker died, or hangs: another one
 ```
 
 Changes reach all workers or are refused. A worker that starts is told by its parent what to hold, and listens only when
@@ -45,6 +45,9 @@ GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)  # what a call t
 LONGEST_S = 3600.0  # that a load may take
 STATUS_S = 5.0
 POLL_S = 0.25
+MISSED = 3
+"""Calls in a row, one every `STATUS_S`, that a worker leaves unanswered until it is taken to hang. One alone may be a
+pause of the whole machine."""
 PAUSES_S = (0.1, 5.0)  # before a worker that did not start is started again: at first, at most
 
 
@@ -197,7 +200,7 @@ class Workers:
         """Start another process whenever this worker's has ended."""
         pause_s, most_s = PAUSES_S
         while True:
-            status = worker.process.wait()
+            status = self._end_of(worker)
             worker.answers = False
             if self._stopping.is_set():
                 return
@@ -211,6 +214,20 @@ class Workers:
                 return
             else:
                 pause_s = min(2 * pause_s, most_s)
+
+
+    @staticmethod
+    def _end_of(worker: "_Worker") -> int:
+        """Wait for the exit status of a worker's process, which is killed once it hangs: it would keep its callers."""
+        missed = 0
+        while True:
+            try:
+                return worker.process.wait(STATUS_S)
+            except subprocess.TimeoutExpired:
+                missed = 0 if worker.asked(STATUS_S) else missed + 1
+            if missed == MISSED:
+                logger.error("worker %d (pid %d) hangs: killed", worker.number, worker.pid)
+                worker.process.kill()
 
 
 class _Worker:
@@ -257,13 +274,18 @@ class _Worker:
         )  # fmt: skip
         self.stub = admin_pb2_grpc.CpuTierAdminStub(self._channel)
         while self.process.poll() is None and not stopping.is_set():
-            try:
-                self.stub.Status(admin_pb2.StatusRequest(), timeout=POLL_S, wait_for_ready=True)
-            except grpc.RpcError:
-                continue
-            self.answers = True
-            return True
+            if self.asked(POLL_S):
+                self.answers = True
+                return True
         return False
+
+    def asked(self, timeout_s: float) -> bool:
+        """Whether it answers a call."""
+        try:
+            self.stub.Status(admin_pb2.StatusRequest(), timeout=timeout_s, wait_for_ready=True)
+        except grpc.RpcError:
+            return False
+        return True
 
     def end(self) -> None:
         with self._spawning:  # none is started after this

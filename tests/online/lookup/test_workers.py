@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 
 from online.channel import open_channel
+from online.host_state import HostState
+from online.lookup import workers as workers_module
 from online.lookup.client import LookupClient
-from online.lookup.workers import merged, reserve_port, state_of
+from online.lookup.workers import Workers, merged, reserve_port, state_of
 from online.proto import admin_pb2, admin_pb2_grpc
+from online.refusal import Code, Refusal
 from online.server import Endpoint
 from pipelines.contracts.errors import InvalidConfig
-from tests.fleet import descendants, free_ports
+from tests.fleet import FACET, descendants, free_ports
 from tests.releases import published_rows
 from tests.waiting import until
 
@@ -146,6 +149,31 @@ def test_a_named_host_of_one_process_comes_back_as_what_it_was(own_workspace, la
         status = admin_pb2_grpc.CpuTierAdminStub(channel).Status(admin_pb2.StatusRequest())
     assert (status.preferred, status.canary, status.canary_share, status.workers) == (1, 2, 0.25, 1)
     assert [entry.version for entry in status.versions] == [1, 2]
+
+
+def test_a_worker_that_hangs_is_killed_and_another_one_answers(workspace_with_versions, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(workers_module, "STATUS_S", 1.5)
+    workspace = workspace_with_versions.workspace
+    with reserve_port("127.0.0.1", 0) as reserved:
+        port = reserved.getsockname()[1]
+        command = [*FACET, "--workspace", str(workspace.root), "serve", "cpu-tier", "--port", str(port), "--worker"]
+        workers = Workers(command, 2, state=HostState.at_first((1,)), whole=True)
+        try:
+            workers.start()
+            hangs, works = workers.pids
+            os.kill(hangs, signal.SIGSTOP)
+            until(lambda: is_gone(hangs))
+            assert re.search(rf"worker 0 \(pid {hangs}\) hangs: killed", caplog.text)
+            until(lambda: workers.status().workers == 2)
+            assert hangs not in workers.pids and workers.pids[1] == works
+            os.kill(works, signal.SIGSTOP)  # a pause that is over in time
+            with pytest.raises(Refusal) as refused:
+                workers.status()
+            assert refused.value.code is Code.DEADLINE
+            os.kill(works, signal.SIGCONT)
+            assert workers.status().workers == 2 and workers.pids[1] == works
+        finally:
+            workers.stop()
 
 
 def test_workers_that_cannot_start_say_why(workspace_with_versions, launch) -> None:
