@@ -16,23 +16,25 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from pipelines.contracts.durable import replacing_file
 from pipelines.contracts.errors import InvalidConfig
 
 __all__ = [
-    "MIN_ROUNDS", "Result", "Side", "Timing", "bounded", "interleave", "measured", "overhead", "show", "sizes_compared",
-    "speeds_compared", "write_results",
+    "MIN_ROUNDS", "Result", "Side", "Timing", "bounded", "interleave", "interval_of_ratio", "measured", "overhead",
+    "show", "sizes_compared", "speeds_compared", "write_results",
 ]
 
 MIN_ROUNDS = 5
+RESAMPLES = 1000
 PACKAGES = ("feast", "torch", "fbgemm-gpu-cpu", "fbgemm-gpu", "redis", "hiredis", "numba", "numpy", "pyarrow", "duckdb")
 
 
@@ -62,15 +64,26 @@ class Timing:
     """What a side took.
 
     Attributes:
-        rounds: seconds per call, one figure per round: the median of that round's calls.
-        p99: seconds that 99 % of all calls stay under.
-        calls: how many calls a round has.
+        turns: seconds of every call, round by round.
     """
 
     name: str
-    rounds: tuple[float, ...]
-    p99: float
-    calls: int
+    turns: tuple[tuple[float, ...], ...]
+
+    @property
+    def rounds(self) -> tuple[float, ...]:
+        """Seconds per call, one figure per round: the median of that round's calls."""
+        return tuple(map(statistics.median, self.turns))
+
+    @property
+    def calls(self) -> int:
+        """How many calls a round has."""
+        return len(self.turns[0])
+
+    @property
+    def p99(self) -> float:
+        """Seconds that 99 % of all calls stay under."""
+        return float(np.quantile(np.concatenate(self.turns), 0.99, method="higher"))
 
     @property
     def seconds(self) -> float:
@@ -112,7 +125,23 @@ def interleave(sides: Sequence[Side], *, rounds: int, label: str) -> dict[str, T
                 if number:
                     spent[side.name].append(turn)
                 progress.update()
-    return {name: _timing(name, turns) for name, turns in spent.items()}
+    return {name: Timing(name, tuple(map(tuple, turns))) for name, turns in spent.items()}
+
+
+def interval_of_ratio(ours: Timing, rival: Timing, figure: Callable[[Timing], float]) -> tuple[float, float]:
+    """95 % interval of `figure(ours) / figure(rival)`, by bootstrap over rounds: both sides of a round go together.
+
+    What calls of one round have in common, such as a busy neighbour, is thus not taken for many observations.
+    """
+    random, ratios = np.random.default_rng(0), []
+    for _ in range(RESAMPLES):
+        drawn = random.integers(len(ours.turns), size=len(ours.turns))
+        ratios.append(
+            figure(replace(ours, turns=tuple(ours.turns[round_] for round_ in drawn)))
+            / figure(replace(rival, turns=tuple(rival.turns[round_] for round_ in drawn)))
+        )
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def speeds_compared(
@@ -187,12 +216,6 @@ def _timed(call: Callable[[Any], Any], given: Any) -> float:
     start = time.perf_counter()
     call(given)
     return time.perf_counter() - start
-
-
-def _timing(name: str, turns: list[list[float]]) -> Timing:
-    calls = sorted(seconds for turn in turns for seconds in turn)
-    p99 = calls[min(len(calls) - 1, int(len(calls) * 0.99))] if calls else float("nan")
-    return Timing(name, tuple(map(statistics.median, turns)), p99, len(turns[0]) if turns else 0)
 
 
 def _cpu() -> str:

@@ -1,7 +1,7 @@
 """Ranking with rows from a CPU host, against the same ranker with the tables in its own process; and against Feast."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from online.lookup.client import LookupClient
 from online.ranking.client import RankClient
 from tests.benchmarks.feast_stock import open_store, redis_store, stock_repository
-from tests.benchmarks.harness import Result, Side, Timing, interleave, overhead, speeds_compared
+from tests.benchmarks.harness import Result, Side, Timing, interleave, interval_of_ratio, overhead, speeds_compared
 from tests.benchmarks.serving import TWO_CORES, Serving, on_two_cores
 from tests.fleet import Fleet
 from tests.redis_server import RedisServer
@@ -45,9 +45,9 @@ def _ranked(serving: Serving, remote: Fleet, local: Fleet, name: str, **conditio
             answer = clients[which].rank(*request, now_seconds=NOW_S)
             stages[which].append(answer.timing_ms)
 
-        return Side(which, rank, lambda: asked.draw(serving.sizes.calls))
+        return Side(which, rank, lambda: asked.draw(serving.sizes.rank_calls))
 
-    timings = interleave([side("remote"), side("local")], rounds=serving.sizes.rounds, label=name)
+    timings = interleave([side("remote"), side("local")], rounds=serving.sizes.rank_rounds, label=name)
     for client in clients.values():
         client.close()
     said = {
@@ -60,11 +60,14 @@ def _ranked(serving: Serving, remote: Fleet, local: Fleet, name: str, **conditio
     yield _cost(f"{name}_p99_vs_local", timings, lambda timing: timing.p99, rival, said)
 
 
-def _cost(name: str, timings: dict[str, Timing], figure, rival: str, said: dict[str, Any]) -> Result:
-    calls = sum(timings["remote"].calls for _ in timings["remote"].rounds)
+def _cost(
+    name: str, timings: dict[str, Timing], figure: Callable[[Timing], float], rival: str, said: dict[str, Any]
+) -> Result:
+    ours, theirs = timings["remote"], timings["local"]
     return overhead(
-        name, ours=figure(timings["remote"]) * 1e3, rival=figure(timings["local"]) * 1e3, rival_name=rival, unit="ms",
-        calls=calls, rounds=len(timings["remote"].rounds), **said,
+        name, ours=figure(ours) * 1e3, rival=figure(theirs) * 1e3, rival_name=rival, unit="ms",
+        ratio_interval_95=interval_of_ratio(ours, theirs, figure), rounds=len(ours.turns), calls_a_round=ours.calls,
+        **said,
     )
 
 

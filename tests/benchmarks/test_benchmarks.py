@@ -11,7 +11,17 @@ import pytest
 
 from pipelines.contracts.errors import InvalidConfig
 from pipelines.contracts.rowcodec import codec
-from tests.benchmarks.harness import MIN_ROUNDS, Side, bounded, interleave, measured, speeds_compared, write_results
+from tests.benchmarks.harness import (
+    MIN_ROUNDS,
+    Side,
+    Timing,
+    bounded,
+    interleave,
+    interval_of_ratio,
+    measured,
+    speeds_compared,
+    write_results,
+)
 from tests.benchmarks.memory import run_watched
 from tests.benchmarks.synthetic import BLOCK_ROWS, DIM, ascending_ids, packed_rows
 
@@ -93,6 +103,26 @@ def test_no_ratio_comes_from_few_rounds() -> None:
         speeds_compared("x", ours=few["ours"], rival=few["theirs"])
     enough = interleave(sides, rounds=MIN_ROUNDS, label="test")
     assert speeds_compared("x", ours=enough["ours"], rival=enough["theirs"]).unit == "us"
+
+
+def test_an_interval_counts_rounds_not_calls() -> None:
+    """Golden: log-normal rounds of known spread; calls of a round that are all the same make it no narrower."""
+    random, rounds = np.random.default_rng(0), 200
+    noise = np.exp(random.normal(0, 0.1, rounds))
+    for calls in (1, 50):
+        ours = Timing("a", tuple((1.1 * each,) * calls for each in noise))
+        rival = Timing("b", ((1.0,) * calls,) * rounds)
+        low, high = interval_of_ratio(ours, rival, lambda timing: float(np.mean(timing.turns)))
+        half = 1.96 * np.std(1.1 * noise) / rounds**0.5  # of a mean
+        assert low < np.mean(1.1 * noise) < high and math.isclose(high - low, 2 * half, rel_tol=0.15)
+    together = Timing("b", tuple((each,) for each in noise))  # what slows both is no uncertainty of their ratio
+    low, high = interval_of_ratio(Timing("a", tuple((1.1 * each,) for each in noise)), together, lambda t: t.seconds)
+    assert math.isclose(low, 1.1) and math.isclose(high, 1.1)
+
+
+def test_the_99th_percentile_is_of_all_calls() -> None:
+    timing = Timing("a", (tuple(range(50)), tuple(range(50, 100)), tuple(range(100, 200))))
+    assert timing.p99 == 198 and timing.rounds == (24.5, 74.5, 149.5) and timing.calls == 50
 
 
 def test_results_of_other_names_stay(tmp_path: Path) -> None:
