@@ -8,17 +8,18 @@ A rollout does not go on while a host is away, so what a host held when it died 
 """
 
 import json
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 from pipelines.contracts.durable import replacing_file
 from pipelines.contracts.errors import IntegrityError, InvalidConfig
 from pipelines.contracts.locks import locked
 from pipelines.contracts.workspace import Workspace
 
-__all__ = ["HostMemory", "HostState"]
+__all__ = ["HostMemory", "HostState", "recalled", "restore"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class HostState:
     Attributes:
         loaded: versions, ascending.
         draining: those of them that answer nothing new.
-        preferred: answered first where accepted; 0 on a ranker, which has no preference.
+        preferred: answered first where accepted; of no meaning on a ranker.
         canary, canary_share: tried on this share of the requests; 0: none.
     """
 
@@ -37,6 +38,11 @@ class HostState:
     preferred: int = 0
     canary: int = 0
     canary_share: float = 0.0
+
+    @classmethod
+    def at_first(cls, versions: Sequence[int]) -> Self:
+        """Of a host that is started with these, the preferred one first."""
+        return cls(tuple(sorted(set(versions))), preferred=versions[0])
 
     @classmethod
     def from_dict(cls, raw: dict) -> "HostState":
@@ -87,3 +93,25 @@ class HostMemory:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with replacing_file(self.path) as staging:
             staging.write_text(json.dumps(asdict(state)))
+
+
+class Holder(Protocol):
+    """What comes back as what it was."""
+
+    def restore(self, state: HostState, *, whole: bool = False) -> None: ...
+
+    def state(self) -> HostState: ...
+
+
+def recalled(memory: HostMemory | None, first: HostState) -> tuple[HostState, bool]:
+    """What to hold: what the memory has, or else `first`; and whether it is `first`, all of which has to be there."""
+    remembered = memory.recall() if memory else None
+    return remembered or first, remembered is None
+
+
+def restore(holder: Holder, memory: HostMemory | None, first: HostState) -> None:
+    """Become what it was; without a memory, or with an empty one, `first`, which is remembered once it is held."""
+    state, is_first = recalled(memory, first)
+    holder.restore(state, whole=is_first)
+    if memory and is_first:
+        memory.remember(holder.state())

@@ -5,18 +5,13 @@ import sys
 import click
 
 from online.commands.logging_options import logging_options
-from online.commands.security_options import server_limits, server_security
-from online.commands.serve_options import ADMIN_PORT, HOST, METRICS_PORT, PORT, VERSIONS, current_version
+from online.commands.serve_options import VERSIONS, current_version, listens
 from pipelines.contracts.workspace import Workspace
 
 __all__ = ["cpu_tier"]
 
 
 @click.command("cpu-tier")
-@HOST
-@PORT
-@ADMIN_PORT
-@METRICS_PORT
 @VERSIONS
 @click.option(
     "--name", help="What this host is called, such as cpu-1. A host with a name comes back as what it was when it was "
@@ -30,28 +25,21 @@ __all__ = ["cpu_tier"]
     "--workers", type=click.IntRange(1, 64), default=1, show_default=True,
     help="Processes that answer on the port, over the same pages: about one for every core that lookups may use.",
 )
-@click.option(
-    "--slots", type=click.IntRange(1, 256), default=4, show_default=True,
-    help="Requests that a worker answers at a time. More than a few pay only where rows come from Redis.",
-)
-@click.option(
-    "--queue", type=click.IntRange(0, 1024), default=32, show_default=True,
-    help="Requests that wait in a worker for their turn; any more are refused at once, OVERLOADED.",
-)
 @click.option("--max-ids", type=click.IntRange(1), default=65_536, show_default=True, help="Most ids in one request.")
 @click.option(
     "--rows", show_default="as feature_store.yaml says",
     help="Where the rows were materialized to: segments, or redis://HOST:PORT/DB, or unix://SOCKET.",
 )
 @click.option("--worker", "worker_socket", hidden=True, help="This process is a worker; its admin service's socket.")
+@listens(
+    slots=4, queue=32,
+    slots_help="Requests that a worker answers at a time. More than a few pay only where rows come from Redis.",
+)
 @logging_options
-@server_limits
-@server_security
 @click.pass_obj
 def cpu_tier(
-    workspace: Workspace, host: str, port: int, admin_port: int, metrics_port: int | None,
-    versions: tuple[int, ...] | None, name: str | None, shard: str, workers: int, slots: int, queue: int, max_ids: int,
-    rows: str | None, worker_socket: str | None, limits, security,
+    workspace: Workspace, versions: tuple[int, ...] | None, name: str | None, shard: str, workers: int, max_ids: int,
+    rows: str | None, worker_socket: str | None, listening,
 ) -> None:
     """Serve rows of materialized versions, each request from one version.
 
@@ -67,9 +55,8 @@ def cpu_tier(
     from online.lookup.shards import Shard
 
     told = CpuHost(
-        workspace=workspace, host=host, port=port, admin_port=admin_port, metrics_port=metrics_port,
-        shard=Shard.parse(shard), slots=slots, queue=queue, max_ids=max_ids, rows=rows, limits=limits,
-        security=security, memory=HostMemory(workspace, name).claimed() if name and not worker_socket else None,
+        workspace=workspace, listening=listening, shard=Shard.parse(shard), max_ids=max_ids, rows=rows,
+        memory=HostMemory(workspace, name).claimed() if name and not worker_socket else None,
     )
     if worker_socket:
         told.serve_as_worker(worker_socket)

@@ -1,11 +1,19 @@
 """What the two `facet serve` commands have in common."""
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
 import click
 
+from online.commands.security_options import server_limits, server_security
 from pipelines.contracts.errors import VersionNotFound
 from pipelines.contracts.workspace import Workspace
 
-__all__ = ["ADMIN_PORT", "HOST", "METRICS_PORT", "PORT", "VERSIONS", "current_version"]
+__all__ = ["VERSIONS", "current_version", "listens"]
+
+PORT = click.IntRange(0, 65535)
+Command = Callable[..., Any]
 
 
 class VersionList(click.ParamType):
@@ -28,16 +36,51 @@ class VersionList(click.ParamType):
 VERSIONS = click.option(
     "--versions", type=VersionList(), default=None, help="Versions to load; by default the current one."
 )
-HOST = click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-PORT = click.option("--port", type=click.IntRange(0, 65535), default=0, show_default=True, help="0: any free port.")
-ADMIN_PORT = click.option(
-    "--admin-port", type=click.IntRange(0, 65535), default=0, show_default=True,
-    help="Port of the admin service, which `facet rollout` speaks to. 0: any free port.",
-)
-METRICS_PORT = click.option(
-    "--metrics-port", type=click.IntRange(0, 65535), default=None,
-    help="Port of /metrics for Prometheus. 0: any free port; by default there is none.",
-)
+
+
+def listens(*, slots: int, queue: int, slots_help: str) -> Callable[[Command], Command]:
+    """Add all that says where, to whom and to how many a server answers; the command gets `listening`, a `Listening`.
+
+    Args:
+        slots, queue: the defaults.
+    """
+
+    def add(command: Command) -> Command:
+        @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+        @click.option("--port", type=PORT, default=0, show_default=True, help="0: any free port.")
+        @click.option(
+            "--admin-port", type=PORT, default=0, show_default=True,
+            help="Port of the admin service, which `facet rollout` speaks to. 0: any free port.",
+        )
+        @click.option(
+            "--metrics-port", type=PORT, default=None,
+            help="Port of /metrics for Prometheus. 0: any free port; by default there is none.",
+        )
+        @click.option(
+            "--slots", type=click.IntRange(1, 256), default=slots, show_default=True, help=slots_help
+        )
+        @click.option(
+            "--queue", type=click.IntRange(0, 1024), default=queue, show_default=True,
+            help="Requests that wait in a process for their turn; any more are refused at once, OVERLOADED.",
+        )
+        @server_limits
+        @server_security
+        @wraps(command)
+        def listening(
+            *arguments: Any, host: str, port: int, admin_port: int, metrics_port: int | None, slots: int, queue: int,
+            limits: Any, security: Any, **options: Any,
+        ) -> Any:
+            from online.listening import Listening
+
+            told = Listening(
+                host=host, port=port, admin_port=admin_port, metrics_port=metrics_port, slots=slots, queue=queue,
+                limits=limits, security=security,
+            )
+            return command(*arguments, listening=told, **options)
+
+        return listening
+
+    return add
 
 
 def current_version(workspace: Workspace) -> tuple[int, ...]:

@@ -3,8 +3,8 @@
 import click
 
 from online.commands.logging_options import logging_options
-from online.commands.security_options import cpu_tier_security, server_limits, server_security
-from online.commands.serve_options import ADMIN_PORT, HOST, METRICS_PORT, PORT, VERSIONS, current_version
+from online.commands.security_options import cpu_tier_security
+from online.commands.serve_options import VERSIONS, current_version, listens
 from pipelines.contracts.workspace import Workspace
 
 __all__ = ["ranker"]
@@ -13,10 +13,6 @@ LOCAL = "local"
 
 
 @click.command()
-@HOST
-@PORT
-@ADMIN_PORT
-@METRICS_PORT
 @VERSIONS
 @click.option(
     "--name", help="What this ranker is called, such as ranker-1. A ranker with a name comes back with the models it "
@@ -40,28 +36,21 @@ LOCAL = "local"
     help="Where rows are dequantized and scored; auto is CUDA when there is one.",
 )
 @click.option(
-    "--slots", type=click.IntRange(1, 256), default=8, show_default=True,
-    help="Requests worked on at a time. Those that meet share a read of context and a pass of the model.",
-)
-@click.option(
-    "--queue", type=click.IntRange(0, 1024), default=16, show_default=True,
-    help="Requests that wait for their turn; any more are refused at once, OVERLOADED.",
-)
-@click.option(
     "--timeout", type=float, default=2.0, show_default=True, help="Seconds to wait for rows, retries included."
 )
 @click.option(
     "--max-candidates", type=click.IntRange(1), default=4096, show_default=True, help="Most candidates in one request."
 )
-@logging_options
-@server_limits
+@listens(
+    slots=8, queue=16,
+    slots_help="Requests worked on at a time. Those that meet share a read of context and a pass of the model.",
+)
 @cpu_tier_security
-@server_security
+@logging_options
 @click.pass_obj
 def ranker(
-    workspace: Workspace, host: str, port: int, admin_port: int, metrics_port: int | None,
-    versions: tuple[int, ...] | None, name: str | None, cpu_tiers: tuple[str, ...], lookup_connections: int,
-    rows: str | None, device: str, slots: int, queue: int, timeout: float, max_candidates: int, limits, security,
+    workspace: Workspace, versions: tuple[int, ...] | None, name: str | None, cpu_tiers: tuple[str, ...],
+    lookup_connections: int, rows: str | None, device: str, timeout: float, max_candidates: int, listening,
     client_security,
 ) -> None:
     """Score candidates with the upper model of exactly the version their rows come from.
@@ -87,9 +76,9 @@ def ranker(
     from online.ranking.host import RankHost
 
     RankHost(
-        workspace=workspace, host=host, port=port, admin_port=admin_port, metrics_port=metrics_port,
-        cpu_tiers=() if local else cpu_tiers, lookup_connections=lookup_connections, rows=rows, device=device,
-        slots=slots, queue=queue, timeout_s=timeout, max_candidates=max_candidates, limits=limits, security=security,
-        client_security=client_security, memory=HostMemory(workspace, name).claimed() if name else None,
+        workspace=workspace, listening=listening, cpu_tiers=() if local else cpu_tiers,
+        lookup_connections=lookup_connections, rows=rows, device=device, timeout_s=timeout,
+        max_candidates=max_candidates, client_security=client_security,
+        memory=HostMemory(workspace, name).claimed() if name else None,
         rows_memory=HostMemory(workspace, f"{name}.rows") if name and local else None,
     ).serve(versions or current_version(workspace))

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from online.admission import Admission
-from online.host_state import HostMemory, HostState
+from online.host_state import HostMemory, HostState, restore
+from online.listening import Listening
 from online.lookup.client import LookupClient
 from online.lookup.hosted import HostedVersions
 from online.lookup.row_source import RowSource
@@ -23,8 +23,7 @@ from online.ranking.scorer import Scorer, best_device
 from online.ranking.service import RankerAdminService, RankService
 from online.reader import VersionReader
 from online.refusal import Refusal
-from online.security.credentials import ClientSecurity, ServerSecurity
-from online.security.limits import Limits
+from online.security.credentials import ClientSecurity
 from online.server import Endpoint, serve_until_stopped
 from pipelines.contracts.workspace import Workspace
 
@@ -32,42 +31,31 @@ __all__ = ["RankHost"]
 
 logger = logging.getLogger(__name__)
 
-ADMIN_THREADS = 4
-
 
 @dataclass(frozen=True, kw_only=True)
 class RankHost:
     """What a ranker is told. `serve` runs it until it is stopped.
 
     Attributes:
-        port, admin_port: 0 picks a free one.
-        metrics_port: the same, of /metrics; None: there is none.
+        listening: its ports.
         cpu_tiers: targets of `LookupClient`; none: rows come from segments mapped in this process.
         lookup_connections: to every CPU host.
         rows: of this process, if it has its own: where they were materialized to, see `VersionReader.open`.
         device: `cpu` or `cuda`; `auto` is CUDA where there is one.
-        slots, queue: requests that are worked on at a time, and that wait.
         timeout_s: how long to wait for rows.
         max_candidates: most candidates of one request.
-        security: as a server; client_security: towards the CPU tier.
+        client_security: towards the CPU tier.
         memory, rows_memory: of a ranker that has a name: of its models, and of its own rows.
     """
 
     workspace: Workspace
-    host: str
-    port: int
-    admin_port: int
-    metrics_port: int | None
+    listening: Listening
     cpu_tiers: Sequence[str]
     lookup_connections: int
     rows: str | None
     device: str
-    slots: int
-    queue: int
     timeout_s: float
     max_candidates: int
-    limits: Limits
-    security: ServerSecurity | None
     client_security: ClientSecurity | None
     memory: HostMemory | None
     rows_memory: HostMemory | None
@@ -79,18 +67,13 @@ class RankHost:
             versions: to hold at first; a ranker that remembers what it held, holds that.
         """
         torch.set_num_threads(1)  # requests are the parallelism
-        endpoint = Endpoint(
-            "rank", self.host, self.port, self.slots + self.queue, refuse_more=True, security=self.security,
-            limits=self.limits.for_ids(self.max_candidates),
-        )
-        admin = Endpoint(
-            "admin", self.host, self.admin_port, ADMIN_THREADS, security=self.security, limits=self.limits.for_ids(0)
-        )
+        endpoint = self.listening.endpoint("rank", max_ids=self.max_candidates)
+        admin = self.listening.admin_endpoint()
         hosted = None if self.cpu_tiers else self._hosted(endpoint)
         models = self._models(endpoint, hosted)
-        _restore(models, self.memory, HostState(tuple(sorted(set(versions)))))
+        restore(models, self.memory, HostState.at_first(versions))
         if hosted:  # after the models: no rows may come that nothing could score
-            _restore(hosted, self.rows_memory, HostState(tuple(sorted(set(versions))), preferred=versions[0]))
+            restore(hosted, self.rows_memory, HostState.at_first(versions))
         source = SameHostRows(hosted) if hosted else self._client()
         self._answer(endpoint, admin, models, hosted, source)
         source.close()
@@ -104,7 +87,7 @@ class RankHost:
     ) -> None:
         service = RankService(
             models, source, self._context(models), max_candidates=self.max_candidates, timeout_s=self.timeout_s,
-            admission=Admission(self.slots),
+            admission=self.listening.admission(),
         )
         rank_pb2_grpc.add_RankServicer_to_server(service, endpoint.server)
         admin_pb2_grpc.add_RankerAdminServicer_to_server(RankerAdminService(models), admin.server)
@@ -117,9 +100,7 @@ class RankHost:
         # What is there now stays: without this, every full collection walks all of PyTorch and Feast, for 100 ms.
         gc.collect()
         gc.freeze()
-        ports = {"rank": endpoint.port, "admin": admin.port}
-        if self.metrics_port is not None:
-            ports["metrics"] = metrics.export(self.host, self.metrics_port, self.security)
+        ports = {"rank": endpoint.port, "admin": admin.port, **self.listening.export_metrics()}
         serve_until_stopped([endpoint, admin], lambda: self._ready(models, ports))
 
     def _models(self, endpoint: Endpoint, hosted: HostedVersions | None) -> RunnableModels:
@@ -163,11 +144,3 @@ class RankHost:
         runnable = models.pin()
         device = next(iter(runnable.values())).device
         return {"role": "ranker", "versions": sorted(runnable), "device": device, "ports": ports}
-
-
-def _restore(holder: RunnableModels | HostedVersions, memory: HostMemory | None, first: HostState) -> None:
-    """Become what it was; without a memory, or with an empty one, what it is told to be, all of it."""
-    remembered = memory.recall() if memory else None
-    holder.restore(remembered or first, whole=remembered is None)
-    if memory and remembered is None:
-        memory.remember(holder.state())

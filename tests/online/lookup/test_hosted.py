@@ -13,7 +13,7 @@ from online.host_state import HostMemory, HostState
 from online.lookup.hosted import HostedVersions
 from online.reader import VersionReader
 from online.refusal import Code, Refusal
-from pipelines.contracts.errors import IntegrityError, InvalidConfig, VersionNotFound
+from pipelines.contracts.errors import VersionNotFound
 
 CANARY_ID = next(name for name in map(str, range(100)) if zlib.crc32(name.encode()) < 2**28)
 OTHER_ID = next(name for name in map(str, range(100)) if zlib.crc32(name.encode()) >= 2**31)
@@ -218,20 +218,3 @@ class TestMemory:
             self.without(opened, 2).restore(HostState((1, 2), (1,), 2))
         with pytest.raises(VersionNotFound):
             self.without(opened, 2).restore(HostState((1, 2), preferred=1), whole=True)
-
-    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"loaded": 3, "draining": []}', '{"loaded": [1], "new": 1}'])
-    def test_a_memory_that_cannot_be_read_says_so(self, own_workspace, text) -> None:
-        memory = HostMemory(own_workspace.workspace, "cpu-1")
-        memory.remember(HostState((1,)))
-        memory.path.write_text(text)
-        with pytest.raises(IntegrityError, match="Delete it"):
-            memory.recall()
-
-    def test_a_name_is_one_running_hosts_alone(self, own_workspace) -> None:
-        mine = HostMemory(own_workspace.workspace, "cpu-1").claimed()
-        with pytest.raises(InvalidConfig, match="named cpu-1: expected a name that no running host"):
-            HostMemory(own_workspace.workspace, "cpu-1").claimed()
-        HostMemory(own_workspace.workspace, "cpu-2").claimed()
-        mine.remember(HostState((1,)))  # which replaces the file beside the lock
-        with pytest.raises(InvalidConfig, match="taken"):
-            HostMemory(own_workspace.workspace, "cpu-1").claimed()

@@ -8,7 +8,6 @@ from online.channel import open_channel
 from online.host_state import HostMemory, HostState
 from online.proto import admin_pb2, admin_pb2_grpc
 from online.ranking.client import RankClient
-from online.ranking.host import _restore
 from online.ranking.runnable import RunnableModels
 from online.refusal import Code, Refusal, refusal_from
 from pipelines.contracts.errors import VersionNotFound
@@ -37,17 +36,6 @@ def test_a_ranker_with_its_own_rows_is_rolled_out_as_a_pair_of_hosts(own_workspa
     # what it would come back with; that it does, the chaos series shows
     assert HostMemory(own_workspace.workspace, "both").recall() == HostState(loaded=(2,))
     assert HostMemory(own_workspace.workspace, "both.rows").recall() == HostState(loaded=(2,), preferred=2)
-
-
-def test_a_ranker_becomes_what_it_was_or_what_it_is_told_to_be(workspace_with_versions) -> None:
-    memory = HostMemory(workspace_with_versions.workspace, "ranker-7")
-    first = RunnableModels(_load, remember=memory.remember)
-    _restore(first, memory, HostState(loaded=(1,)))
-    assert memory.recall() == HostState(loaded=(1,)), "from the first moment on"
-    first.load(2)
-    again = RunnableModels(_load, remember=memory.remember)
-    _restore(again, memory, HostState(loaded=(1,)))
-    assert sorted(again.pin()) == [1, 2]
 
 
 def _version(host) -> int:
