@@ -22,17 +22,19 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from online.host_state import HostState
 from online.observe.metrics import WORKERS_DIRECTORY
 from online.proto import admin_pb2, admin_pb2_grpc
-from online.refusal import Code, Refusal, refusal_from, refusals_to_status
+from online.refusal import CODE_KEY, Code, Refusal, refusal_from, refusals_to_status
 from online.server import STOP_GRACE_S
 from pipelines.contracts.errors import InvalidConfig, Unavailable
 
@@ -42,12 +44,12 @@ logger = logging.getLogger(__name__)
 
 FOLDER_PREFIX = "facet-workers-"
 GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)  # what a call to a worker that ends comes to
-LONGEST_S = 3600.0  # that a load may take
+LONGEST_S = 3600.0  # that a load may take, and a start
 STATUS_S = 5.0
 POLL_S = 0.25
-MISSED = 3
-"""Calls in a row, one every `STATUS_S`, that a worker leaves unanswered until it is taken to hang. One alone may be a
-pause of the whole machine."""
+WATCH_S, MISSED = 5.0, 3
+"""A worker is asked so often whether it is there, and has as long again to say so; after so many times in a row that it
+did not, it is taken to hang. Once alone may be a pause of the whole machine."""
 PAUSES_S = (0.1, 5.0)  # before a worker that did not start is started again: at first, at most
 
 
@@ -61,7 +63,13 @@ def reserve_port(host: str, port: int, *, patience_s: float = 2.0) -> socket.soc
     Raises:
         InvalidConfig: somebody else listens there, or it is not allowed.
     """
-    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror as error:
+        raise InvalidConfig(
+            f"cannot listen on {host} for lookup", expected="an address of this host", got=str(error),
+            remedy="Correct --host.",
+        ) from error
     until = time.monotonic() + patience_s
     while True:
         held = socket.socket(family, kind)
@@ -151,8 +159,9 @@ class Workers:
         self._stopping.set()
         for worker in self._workers:
             worker.end()
+        until = time.monotonic() + 2 * STOP_GRACE_S
         for worker in self._workers:
-            worker.wait_gone(2 * STOP_GRACE_S)
+            worker.wait_gone(max(until - time.monotonic(), 0.0))
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def change(
@@ -163,12 +172,25 @@ class Workers:
         # second reaches those that were restarted meanwhile, and is at once done by all others.
         until = time.monotonic() + timeout_s
         self._ask(method, request, timeout_s)
-        with self._changing:
+        with self._settled(until):
             answers = self._ask(method, request, max(until - time.monotonic(), 0.001))
             self._state = state_of(answers[0])
             if self._remember:
                 self._remember(self._state)
             return merged(answers)
+
+    @contextmanager
+    def _settled(self, until: float) -> Iterator[None]:
+        """No worker is being started and nothing else changes; raises `Refusal` DEADLINE where that lasts too long."""
+        if not self._changing.acquire(timeout=max(until - time.monotonic(), 0.0)):
+            raise Refusal(
+                Code.DEADLINE, "a worker is still being started", expected="all of them in time", got="not all",
+                remedy="Ask again: every change may be repeated.",
+            )
+        try:
+            yield
+        finally:
+            self._changing.release()
 
     def status(self) -> admin_pb2.CpuTierStatus:
         return merged(self._ask("Status", admin_pb2.StatusRequest(), STATUS_S))
@@ -183,7 +205,7 @@ class Workers:
             try:
                 answers.append(call.result())
             except grpc.RpcError as error:
-                if error.code() in GONE:
+                if error.code() in GONE and CODE_KEY not in dict(error.trailing_metadata() or ()):
                     process.kill()  # gone, or as good as gone: another one will hold what the host holds
                 else:
                     refusals.append(refusal_from(error, f"worker {number}"))
@@ -215,16 +237,15 @@ class Workers:
             else:
                 pause_s = min(2 * pause_s, most_s)
 
-
-    @staticmethod
-    def _end_of(worker: "_Worker") -> int:
+    def _end_of(self, worker: "_Worker") -> int:
         """Wait for the exit status of a worker's process, which is killed once it hangs: it would keep its callers."""
         missed = 0
         while True:
             try:
-                return worker.process.wait(STATUS_S)
+                return worker.process.wait(WATCH_S)
             except subprocess.TimeoutExpired:
-                missed = 0 if worker.asked(STATUS_S) else missed + 1
+                there = self._stopping.is_set() or worker.is_there(WATCH_S)
+                missed = 0 if there else missed + 1
             if missed == MISSED:
                 logger.error("worker %d (pid %d) hangs: killed", worker.number, worker.pid)
                 worker.process.kill()
@@ -255,12 +276,17 @@ class _Worker:
             if stopping.is_set():
                 return False
             if self.process:
-                self.process.stdin.close()
+                with suppress(OSError):  # of what could not be written to it
+                    self.process.stdin.close()
             self._socket.unlink(missing_ok=True)
-            self.process = subprocess.Popen(
-                self._command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=self._environment,
-                process_group=0,  # Ctrl-C is for the parent, which ends its workers itself
-            )
+            try:
+                self.process = subprocess.Popen(
+                    self._command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=self._environment,
+                    process_group=0,  # Ctrl-C is for the parent, which ends its workers itself
+                )
+            except OSError as error:  # no memory or no descriptor is left, for the moment
+                logger.error("worker %d cannot be started: %s", self.number, error)
+                return False
         try:
             self.process.stdin.write(json.dumps({"state": asdict(state), "whole": whole}).encode() + b"\n")
             self.process.stdin.flush()  # and stays open: its end tells the worker that this process is gone
@@ -273,17 +299,22 @@ class _Worker:
                      ("grpc.max_reconnect_backoff_ms", 100)],
         )  # fmt: skip
         self.stub = admin_pb2_grpc.CpuTierAdminStub(self._channel)
+        until = time.monotonic() + LONGEST_S
         while self.process.poll() is None and not stopping.is_set():
-            if self.asked(POLL_S):
+            if self.is_there(POLL_S, wait_for_ready=True):
                 self.answers = True
                 return True
+            if time.monotonic() > until:
+                logger.error("worker %d (pid %d) does not come up: killed", self.number, self.pid)
+                self.process.kill()
         return False
 
-    def asked(self, timeout_s: float) -> bool:
-        """Whether it answers a call."""
+    def is_there(self, timeout_s: float, *, wait_for_ready: bool = False) -> bool:
+        """Whether it answers, which it does from when it holds what it is to hold, however busy it is with changes."""
         try:
-            self.stub.Status(admin_pb2.StatusRequest(), timeout=timeout_s, wait_for_ready=True)
-        except grpc.RpcError:
+            check = health_pb2_grpc.HealthStub(self._channel).Check
+            check(health_pb2.HealthCheckRequest(), timeout=timeout_s, wait_for_ready=wait_for_ready)
+        except (grpc.RpcError, ValueError):  # ValueError: of a channel that is closed
             return False
         return True
 
@@ -378,6 +409,15 @@ def _end_with_parent(folder: Path) -> None:
     os._exit(1)  # at once: whoever starts the host again needs the port
 
 
+class _Alive(health_pb2_grpc.HealthServicer):
+    """Says so, in a thread of its own: changes, which may wait for one another for minutes, may have all others."""
+
+    def Check(self, request: object, context: grpc.ServicerContext) -> health_pb2.HealthCheckResponse:
+        return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
+
+    Check.experimental_thread_pool = ThreadPoolExecutor(1, thread_name_prefix="alive")
+
+
 class WorkerAdmin:
     """A worker's admin service, on a socket that only its own user can reach; stands in for an `Endpoint`."""
 
@@ -385,6 +425,7 @@ class WorkerAdmin:
 
     def __init__(self, socket_path: str) -> None:
         self.server = grpc.server(ThreadPoolExecutor(4, thread_name_prefix=self.name))
+        health_pb2_grpc.add_HealthServicer_to_server(_Alive(), self.server)
         self.server.add_insecure_port(f"unix:{socket_path}")
 
     def start(self) -> None:

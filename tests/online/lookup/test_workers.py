@@ -4,7 +4,9 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
+import time
 from pathlib import Path
 
 import grpc
@@ -15,7 +17,7 @@ from online.channel import open_channel
 from online.host_state import HostState
 from online.lookup import workers as workers_module
 from online.lookup.client import LookupClient
-from online.lookup.workers import Workers, merged, reserve_port, state_of
+from online.lookup.workers import MISSED, Workers, merged, reserve_port, state_of
 from online.proto import admin_pb2, admin_pb2_grpc
 from online.refusal import Code, Refusal
 from online.server import Endpoint
@@ -152,7 +154,8 @@ def test_a_named_host_of_one_process_comes_back_as_what_it_was(own_workspace, la
 
 
 def test_a_worker_that_hangs_is_killed_and_another_one_answers(workspace_with_versions, monkeypatch, caplog) -> None:
-    monkeypatch.setattr(workers_module, "STATUS_S", 1.5)
+    for name in ("STATUS_S", "WATCH_S"):
+        monkeypatch.setattr(workers_module, name, 1.5)
     workspace = workspace_with_versions.workspace
     with reserve_port("127.0.0.1", 0) as reserved:
         port = reserved.getsockname()[1]
@@ -174,6 +177,50 @@ def test_a_worker_that_hangs_is_killed_and_another_one_answers(workspace_with_ve
             assert workers.status().workers == 2 and workers.pids[1] == works
         finally:
             workers.stop()
+
+
+WORKER = """
+import sys, time
+from types import SimpleNamespace
+from online.lookup.hosted import HostedVersions
+from online.lookup.service import CpuTierAdminService
+from online.lookup.workers import WorkerAdmin, state_from_parent
+from online.proto import admin_pb2_grpc
+from online.server import serve_until_stopped
+from pipelines.contracts.errors import Unavailable
+
+def opened(version):
+    if version == 2:
+        raise Unavailable("Redis", expected="an answer", got="none", remedy="Start it.")
+    time.sleep(3600 * (version == 3))
+    return SimpleNamespace(tables={}, manifest=SimpleNamespace(sha256=str(version)))
+
+state, whole = state_from_parent(sys.argv[1])
+hosted = HostedVersions(opened)
+hosted.restore(state, whole=whole)
+admin = WorkerAdmin(sys.argv[1])
+admin_pb2_grpc.add_CpuTierAdminServicer_to_server(CpuTierAdminService(hosted), admin.server)
+serve_until_stopped([admin], dict)
+"""
+
+
+def test_a_worker_that_refuses_or_is_busy_with_changes_lives_on(monkeypatch) -> None:
+    monkeypatch.setattr(workers_module, "WATCH_S", 0.5)
+    workers = Workers([sys.executable, "-c", WORKER], 2, state=HostState.at_first((1,)), whole=True)
+    try:
+        workers.start()
+        pids = workers.pids
+        with pytest.raises(Refusal) as refused:
+            workers.change("Load", admin_pb2.VersionRequest(version=2), 10)
+        assert refused.value.code is Code.LOOKUP_UNAVAILABLE and "Redis" in str(refused.value)
+        for _ in range(8):  # loads that nobody waits for any more hold all their threads
+            with pytest.raises(Refusal) as refused:
+                workers.change("Load", admin_pb2.VersionRequest(version=3), 0.1)
+            assert refused.value.code is Code.DEADLINE
+        time.sleep(2 * (MISSED + 1) * 0.5)
+        assert workers.pids == pids and not any(map(is_gone, pids))
+    finally:
+        workers.stop()
 
 
 def test_workers_that_cannot_start_say_why(workspace_with_versions, launch) -> None:
@@ -224,6 +271,12 @@ class TestReservePort:
                 reserve_port("127.0.0.1", port, patience_s=0)
             for worker in workers:
                 worker.stop().wait()
+
+    def test_addresses_in_brackets_and_those_that_are_none(self) -> None:
+        with reserve_port("[::1]", 0) as held:
+            assert held.getsockname()[1]
+        with pytest.raises(InvalidConfig, match="Correct --host"):
+            reserve_port("no such host", 0)
 
     def test_nobody_else_may_listen_there_even_if_they_would_share_it(self) -> None:
         with socket.socket() as other:
