@@ -22,6 +22,9 @@ class Door(ThreadPoolExecutor):
     gRPC submits a method's calls to the `experimental_thread_pool` of its behavior, whichever thread the behavior then
     runs in. A behavior asks `refuses` first; if so, it ends the call and waits for nothing.
 
+    Raises:
+        RuntimeError: not so many threads can be started.
+
     >>> door = Door(1, "lookup")
     >>> door.submit(lambda: door.refuses).result()
     False
@@ -30,6 +33,7 @@ class Door(ThreadPoolExecutor):
     def __init__(self, threads: int, name: str) -> None:
         super().__init__(threads, thread_name_prefix=name)
         self.threads, self._free = threads, threads
+        self._start_all()
         self._counting, self._here = threading.Lock(), threading.local()
 
     @property
@@ -42,11 +46,7 @@ class Door(ThreadPoolExecutor):
             free = self._free > 0
             self._free -= free
         if free:
-            try:
-                future = super().submit(call, *arguments, **named)
-            except BaseException:  # no thread could be started
-                self._one_left()
-                raise
+            future = super().submit(call, *arguments, **named)
             future.add_done_callback(self._one_left)
             return future
         future = Future()
@@ -57,6 +57,17 @@ class Door(ThreadPoolExecutor):
             self._here.refuses = False
         return future
 
-    def _one_left(self, _: Future | None = None) -> None:
+    def _start_all(self) -> None:
+        """Now, where an error is seen. Raised by `submit`, it would end gRPC's thread, and with it the port."""
+        all_run = threading.Barrier(self.threads)
+        try:
+            waiting = [super(Door, self).submit(all_run.wait) for _ in range(self.threads)]
+        except BaseException:
+            all_run.abort()
+            raise
+        for each in waiting:
+            each.result()
+
+    def _one_left(self, _: Future) -> None:
         with self._counting:
             self._free += 1

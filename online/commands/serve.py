@@ -1,5 +1,10 @@
 """`facet serve`: the two servers, each a process of its own."""
 
+import logging
+import os
+import sys
+from typing import Any
+
 import click
 
 from online.commands.serve_cpu_tier import cpu_tier
@@ -22,6 +27,21 @@ def serve() -> None:
     on SIGTERM or Ctrl-C after the requests under way.
     """
     bound_heap()
+
+
+@serve.result_callback()
+def leave(*_: Any, **__: Any) -> None:
+    """End the process of a server that was stopped, at once.
+
+    The interpreter's own end would wait for a load that is under way, for minutes, and keep the host's name all along.
+    """
+    from online.observe import metrics
+
+    metrics.flush()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 serve.add_command(cpu_tier)

@@ -110,7 +110,7 @@ _WORKER_FILE = re.compile(r"_(\d+)\.db$")
 def _runs(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # ended before, or while it was read
         return False
     return state not in "ZX"
 

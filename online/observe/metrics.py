@@ -129,8 +129,8 @@ def _noting(count: Callable[..., None]) -> Callable[..., None]:
     def note(*values: Any) -> None:
         _noted.append((count, values))
         if not _thread_runs.is_set():
-            _thread_runs.set()
             threading.Thread(target=_keep_counting, name="counting", daemon=True).start()
+            _thread_runs.set()
             atexit.register(flush)
 
     return note

@@ -158,16 +158,22 @@ def test_every_call_runs_here_or_there_and_no_thread_is_lost(threads, fails) -> 
     door.shutdown()
 
 
-def test_a_thread_that_cannot_be_started_takes_no_place(monkeypatch) -> None:
-    door = Door(1, "test")
+def test_threads_that_cannot_be_started_are_noticed_before_anybody_calls(monkeypatch) -> None:
+    before, start, started = threading.active_count(), threading.Thread.start, []
 
-    def fails(self: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
+    def starts_two(self: threading.Thread) -> None:
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        started.append(self)
+        start(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", fails)
-        for _ in range(3):
-            with pytest.raises(RuntimeError):
-                door.submit(lambda: door.refuses)
-    assert door.submit(lambda: door.refuses).result(timeout=5) is False
+        patch.setattr(threading.Thread, "start", starts_two)
+        with pytest.raises(RuntimeError):
+            Door(3, "test")
+    door = Door(3, "test")
+    assert threading.active_count() >= before + 3
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", starts_two)  # none is needed any more
+        assert [door.submit(lambda: door.refuses).result(timeout=5) for _ in range(9)] == [False] * 9
     door.shutdown()
