@@ -8,14 +8,12 @@ import grpc
 from online.security.credentials import ClientSecurity, is_loopback
 from pipelines.contracts.errors import InvalidConfig
 
-__all__ = ["CHANNEL_OPTIONS", "open_channel"]
+__all__ = ["open_channel"]
 
 MAX_MESSAGE_BYTES = 64 << 20
 CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    # Another server, or the same again, is asked by `online.lookup.replicas`, which knows them all.
-    ("grpc.enable_retries", 0),
     # A host that was restarted is found again within a second, not after gRPC's growing pauses of up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
@@ -24,12 +22,15 @@ CHANNEL_OPTIONS = [
 
 
 def open_channel(
-    target: str, security: ClientSecurity | None = None, *, own_connection: bool = False
+    target: str, security: ClientSecurity | None = None, *, own_connection: bool = False,
+    sent_again_by_grpc: bool = True,
 ) -> grpc.Channel:
     """A channel to `host:port`; nothing is connected before the first call.
 
     Args:
         own_connection: shares its connection with no other channel to the same address.
+        sent_again_by_grpc: a call that meets a connection's end (by idleness, say) and was not begun. Leave it to gRPC
+            unless the caller asks again by itself: it costs every call some microseconds.
 
     Raises:
         InvalidConfig: no such address, or a token would be sent to another machine for everybody to read.
@@ -39,7 +40,11 @@ def open_channel(
         raise InvalidConfig(
             "address of a server", expected="host:port", got=repr(target), remedy="Give both, as in 127.0.0.1:50051."
         )
-    options = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", int(own_connection))]
+    options = [
+        *CHANNEL_OPTIONS,
+        ("grpc.use_local_subchannel_pool", int(own_connection)),
+        ("grpc.enable_retries", int(sent_again_by_grpc)),
+    ]
     if security is None:
         return grpc.insecure_channel(target, options=options)
     token = security.token()

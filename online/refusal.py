@@ -57,7 +57,7 @@ class Refusal(FacetError):
 
     Attributes:
         code: why, for programs.
-        versions: versions that could have answered, where that is the question.
+        versions: versions that could have answered, where that is the question; or the one that could not be read.
         status: gRPC status; the code's own, unless the transport itself failed.
     """
 

@@ -12,7 +12,7 @@ import grpc
 import numpy as np
 
 from online.lookup.replicas import Asking, Patience, Replicas, targets_by_shard
-from online.lookup.row_source import VersionRows
+from online.lookup.row_source import ALL, Only, VersionRows
 from online.lookup.shards import cut
 from online.printable import printable
 from online.proto import lookup_pb2, lookup_pb2_grpc
@@ -68,7 +68,9 @@ class LookupClient:
         security: "ClientSecurity | None" = None, connections: int = 1,
     ) -> None:
         self._shards = [
-            Replicas(addresses, _lookup_method, security=security, connections=connections)
+            Replicas(
+                addresses, _lookup_method, security=security, connections=connections, asks_again=attempts > 1
+            )
             for addresses in targets_by_shard(targets)
         ]
         self._timeout_s, self._patience = timeout_s, Patience(attempts, _AGAIN, _ONCE)
@@ -76,7 +78,7 @@ class LookupClient:
         cut(np.zeros(1, np.int64), len(self._shards))  # loads what is compiled now, so that no request waits for it
 
     def start(
-        self, accepted: Sequence[int], ids: Mapping[str, np.ndarray], *, request_id: str = "",
+        self, accepted: Sequence[int], ids: Mapping[str, np.ndarray], *, only: Only = ALL, request_id: str = "",
         timeout_s: float | None = None,
     ) -> "PendingLookup":
         """Send a lookup and return at once.
@@ -84,23 +86,24 @@ class LookupClient:
         Args:
             accepted: versions the caller can use.
             ids: table -> int64 (B,).
+            only: table -> versions that have it, of tables that not all accepted versions have.
             timeout_s: for this request, attempts included; no longer than the client's own.
         """
-        return PendingLookup(self._question(accepted, ids, request_id, timeout_s))
+        return PendingLookup(self._question(accepted, ids, only, request_id, timeout_s))
 
     def lookup(
-        self, accepted: Sequence[int], ids: Mapping[str, np.ndarray], *, request_id: str = "",
+        self, accepted: Sequence[int], ids: Mapping[str, np.ndarray], *, only: Only = ALL, request_id: str = "",
         timeout_s: float | None = None,
     ) -> VersionRows:
         """As `start` and `result` at once, and faster: this thread waits on the call itself.
 
         Args:
-            accepted, ids, timeout_s: as for `start`.
+            accepted, ids, only, timeout_s: as for `start`.
 
         Raises:
             Refusal: as `PendingLookup.result`.
         """
-        question = self._question(accepted, ids, request_id, timeout_s)
+        question = self._question(accepted, ids, only, request_id, timeout_s)
         for part in question.parts[1:]:
             part.send()
         return question.rows()
@@ -110,11 +113,12 @@ class LookupClient:
             replicas.close()
 
     def _question(
-        self, accepted: Sequence[int], ids: Mapping[str, np.ndarray], request_id: str, timeout_s: float | None
+        self, accepted: Sequence[int], ids: Mapping[str, np.ndarray], only: Only, request_id: str,
+        timeout_s: float | None,
     ) -> "_Question":
         deadline = time.monotonic() + (self._timeout_s if timeout_s is None else min(timeout_s, self._timeout_s))
         request_id = request_id or f"{self._name}-{next(self._number):x}"
-        return _Question(self._shards, accepted, ids, request_id, self._patience, deadline)
+        return _Question(self._shards, accepted, ids, only, request_id, self._patience, deadline)
 
 
 class PendingLookup:
@@ -158,13 +162,13 @@ class _Question:
     asked_again = False
 
     def __init__(
-        self, shards: Sequence[Replicas], accepted: Sequence[int], ids: Mapping[str, np.ndarray], request_id: str,
-        patience: Patience, deadline: float,
+        self, shards: Sequence[Replicas], accepted: Sequence[int], ids: Mapping[str, np.ndarray], only: Only,
+        request_id: str, patience: Patience, deadline: float,
     ) -> None:
         self._accepted, self._request_id = accepted, request_id
         if len(shards) == 1:
-            request = _request(request_id, accepted, ids)
-            self.parts = [_Part(0, shards[0], request, ids, accepted, patience, deadline)]
+            request = _request(request_id, accepted, ids, only)
+            self.parts = [_Part(0, shards[0], request, ids, only, accepted, patience, deadline)]
             return
         self._cuts = {name: cut(values, len(shards)) for name, values in ids.items()}
         of_shards: list[dict[str, np.ndarray]] = [{} for _ in shards]
@@ -179,9 +183,9 @@ class _Question:
         self.parts = []
         for number, tables in enumerate(of_shards):
             if tables or (not ids and not number):
-                request = _request(request_id, accepted, tables)
+                request = _request(request_id, accepted, tables, only)
                 request.shard.index, request.shard.count = number, len(shards)
-                self.parts.append(_Part(number, shards[number], request, tables, accepted, patience, deadline))
+                self.parts.append(_Part(number, shards[number], request, tables, only, accepted, patience, deadline))
 
     def rows(self) -> VersionRows:
         """Wait for the parts until they agree; raises `Refusal`."""
@@ -252,6 +256,8 @@ class _Question:
         rows, found = {}, {}
         for name, table in self._cuts.items():
             pieces = {number: part for number, part in of_parts.items() if name in part.rows}
+            if not pieces:  # not a table of this version
+                continue
             widths = {part.rows[name].shape[1] for part in pieces.values()}
             if len(widths) > 1:
                 raise Refusal(
@@ -266,24 +272,27 @@ class _Question:
         return VersionRows(some.version, some.manifest_sha256, rows, found)
 
 
-def _request(request_id: str, accepted: Sequence[int], tables: Mapping[str, np.ndarray]) -> lookup_pb2.LookupRequest:
+def _request(
+    request_id: str, accepted: Sequence[int], tables: Mapping[str, np.ndarray], only: Only
+) -> lookup_pb2.LookupRequest:
     request = lookup_pb2.LookupRequest(request_id=request_id, accepted_versions=accepted)
     for name, ids in tables.items():
-        request.tables.add(name=name, ids=np.ascontiguousarray(ids, "<i8").tobytes())
+        request.tables.add(name=name, ids=np.ascontiguousarray(ids, "<i8").tobytes(), versions=only.get(name))
     return request
 
 
 class _Part:
     """What one shard is asked, and the rows it answers."""
 
-    __slots__ = ("_accepted", "_asking", "_deadline", "_ids", "_patience", "_replicas", "_request", "number")
+    __slots__ = ("_accepted", "_asking", "_deadline", "_ids", "_only", "_patience", "_replicas", "_request", "number")
 
     def __init__(
         self, number: int, replicas: Replicas, request: lookup_pb2.LookupRequest, ids: Mapping[str, np.ndarray],
-        accepted: Sequence[int], patience: Patience, deadline: float,
+        only: Only, accepted: Sequence[int], patience: Patience, deadline: float,
     ) -> None:
         self.number = number
-        self._replicas, self._request, self._ids, self._accepted = replicas, request, ids, accepted
+        self._replicas, self._request, self._ids, self._only = replicas, request, ids, only
+        self._accepted = accepted
         self._patience, self._deadline = patience, deadline
         self._asking = Asking(replicas, request, patience, deadline)
 
@@ -303,9 +312,11 @@ class _Part:
         """Wait for what was sent, or ask and wait in this thread; raises `Refusal`."""
         answer = self._asking.result()
         rows, found = {}, {}
-        version, tables = answer.version, answer.tables
-        fits = version in self._accepted and len(tables) == len(self._ids)
-        for (name, ids), table in zip(self._ids.items(), tables, strict=False):
+        version, tables, asked = answer.version, answer.tables, self._ids
+        if self._only:
+            asked = {name: ids for name, ids in asked.items() if version in self._only.get(name, (version,))}
+        fits = version in self._accepted and len(tables) == len(asked)
+        for (name, ids), table in zip(asked.items(), tables, strict=False):
             size, packed, mask, row_bytes = len(ids), table.rows, table.found, table.row_bytes
             fits = (
                 fits and table.name == name and len(mask) == size and row_bytes > 0
@@ -316,7 +327,7 @@ class _Part:
                 found[name] = np.frombuffer(mask, np.bool_)
         if not fits:
             got = [(table.name, len(table.found), table.row_bytes, len(table.rows)) for table in tables]
-            sizes = {name: len(ids) for name, ids in self._ids.items()}
+            sizes = {name: len(ids) for name, ids in asked.items()}
             raise Refusal(
                 Code.VERSION_MISMATCH, f"answer of {self._asking.target} to lookup {self._request.request_id}",
                 expected=f"a version of {list(self._accepted)}, and of {sizes} as many rows",

@@ -7,12 +7,14 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
+import numpy as np
+
 from online.host_state import HostState
 from online.observe import metrics
 from online.printable import printable
 from online.proto import admin_pb2
 from online.reader import VersionReader
-from online.refusal import Code, Refusal
+from online.refusal import Code, Refusal, as_refusal
 from pipelines.contracts.errors import FacetError
 from pipelines.contracts.row_store import RowReader
 
@@ -33,16 +35,31 @@ class HostedVersion:
     in_flight: int = 0
     answered: int = 0
 
-    def table(self, name: str) -> RowReader:
-        """What reads one of its tables; raises `Refusal` TABLE_UNKNOWN."""
-        reader = self.reader.tables.get(name)
-        if reader is None:
+    def lookup(self, name: str, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of one of its tables.
+
+        Args:
+            ids: int64 (B,).
+
+        Returns:
+            uint8 (B, row_bytes) and bool (B,): the rows, and whether each is the id's own.
+
+        Raises:
+            Refusal: TABLE_UNKNOWN, or why the rows cannot be read; it names this version, whose doing it is.
+        """
+        table: RowReader | None = self.reader.tables.get(name)
+        if table is None:
             raise Refusal(
                 Code.TABLE_UNKNOWN, f"table {printable(name)} of version {self.version}",
                 expected=f"one of {list(self.reader.tables)}", got=printable(name),
                 remedy="Ask for a table that the version has.", versions=(self.version,),
             )
-        return reader
+        try:
+            return table.lookup(ids)
+        except FacetError as error:
+            refusal = as_refusal(error)
+            refusal.versions = (self.version,)
+            raise refusal from error
 
 
 def no_tables() -> Refusal:

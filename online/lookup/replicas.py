@@ -83,11 +83,12 @@ class Replicas:
     Args:
         open_method: channel -> the remote method, to be called as `method(request, timeout=…)`.
         connections: to each server. Several workers behind one port share its connections, not its requests.
+        asks_again: whether a call that was not begun is asked again anyway, by `Asking`.
     """
 
     def __init__(
         self, targets: Sequence[str], open_method: Callable[[grpc.Channel], Any], *,
-        security: "ClientSecurity | None" = None, connections: int = 1,
+        security: "ClientSecurity | None" = None, connections: int = 1, asks_again: bool = True,
     ) -> None:
         if not targets:
             raise InvalidConfig("servers", expected="at least one host:port", got="none", remedy="Name one.")
@@ -96,11 +97,12 @@ class Replicas:
                 "connections", expected="at least 1", got=str(connections), remedy="Choose another number."
             )
         own = connections > 1
+
+        def opened(target: str) -> grpc.Channel:
+            return open_channel(target, security, own_connection=own, sent_again_by_grpc=not asks_again)
+
         self._replicas = [
-            _Replica(
-                target, [open_channel(target, security, own_connection=own) for _ in range(connections)], open_method
-            )
-            for target in targets
+            _Replica(target, [opened(target) for _ in range(connections)], open_method) for target in targets
         ]
         self._connections = connections
         self._turn = count(random.randrange(len(targets)))  # clients that start together begin at different servers

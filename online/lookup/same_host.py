@@ -9,7 +9,7 @@ from itertools import count
 import numpy as np
 
 from online.lookup.hosted import HostedVersions, no_tables
-from online.lookup.row_source import VersionRows
+from online.lookup.row_source import ALL, Only, VersionRows
 from online.observe import metrics
 from online.refusal import Refusal, as_refusal
 from pipelines.contracts.errors import FacetError
@@ -58,7 +58,7 @@ class SameHostRows:
         self._name, self._number = os.urandom(8).hex(), count()
 
     def start(
-        self, accepted: Sequence[int], ids: Mapping[str, np.ndarray], *, request_id: str = "",
+        self, accepted: Sequence[int], ids: Mapping[str, np.ndarray], *, only: Only = ALL, request_id: str = "",
         timeout_s: float | None = None,
     ) -> FetchedRows:
         """Look rows up at once; a refusal waits for `result`.
@@ -66,12 +66,13 @@ class SameHostRows:
         Args:
             accepted: versions the caller can use.
             ids: table -> int64 (B,).
+            only: table -> versions that have it, of tables that not all accepted versions have.
             request_id: decides whether a canary answers.
             timeout_s: not needed; there is nothing to wait for.
         """
         began, code = time.perf_counter(), "OK"
         try:
-            answer = self._fetch(accepted, ids, request_id or f"{self._name}-{next(self._number):x}")
+            answer = self._fetch(accepted, ids, only, request_id or f"{self._name}-{next(self._number):x}")
         except FacetError as error:
             answer = as_refusal(error)
             code = answer.code.name
@@ -79,20 +80,25 @@ class SameHostRows:
         metrics.observe_request("lookup", code, ended - began)
         return FetchedRows(ended, answer)
 
-    def lookup(self, accepted: Sequence[int], ids: Mapping[str, np.ndarray], *, request_id: str = "") -> VersionRows:
+    def lookup(
+        self, accepted: Sequence[int], ids: Mapping[str, np.ndarray], *, only: Only = ALL, request_id: str = ""
+    ) -> VersionRows:
         """`start` and `result` at once; raises `Refusal`."""
-        return self.start(accepted, ids, request_id=request_id).result()
+        return self.start(accepted, ids, only=only, request_id=request_id).result()
 
     def close(self) -> None:
         """Nothing: the versions belong to who hosts them."""
 
-    def _fetch(self, accepted: Sequence[int], ids: Mapping[str, np.ndarray], request_id: str) -> VersionRows:
+    def _fetch(
+        self, accepted: Sequence[int], ids: Mapping[str, np.ndarray], only: Only, request_id: str
+    ) -> VersionRows:
         if not ids:
             raise no_tables()
         rows, found = {}, {}
         with self._hosted.answering_from(accepted, request_id) as hosted:
             for name, values in ids.items():
-                rows[name], found[name] = hosted.table(name).lookup(values)
+                if name not in only or hosted.version in only[name]:
+                    rows[name], found[name] = hosted.lookup(name, values)
         for name, mask in found.items():
             metrics.count_rows(name, len(mask), int(np.count_nonzero(mask)))
         metrics.count_answer("cpu-tier", hosted.version)

@@ -20,6 +20,8 @@ MAX_TABLES = 64
 MAX_ACCEPTED = 64
 ALL_IDS = Shard(0, 1)
 
+_Asked = tuple[str, bytes, Sequence[int]]  # table, packed ids, the versions that it is asked for of
+
 
 def packed_ids(raw: bytes, what: str) -> np.ndarray:
     """int64 (B,) of packed little-endian bytes, without a copy; refuses a length that is no multiple of 8."""
@@ -59,12 +61,13 @@ class LookupService(lookup_pb2_grpc.LookupServicer):
             finally:
                 metrics.set_queue("lookup", self._admission.in_flight, self._admission.waiting)
 
-    def _question(self, request: lookup_pb2.LookupRequest) -> tuple[Sequence[int], list[tuple[str, bytes]]]:
-        """Accepted versions, and (table, packed ids): a message copies its bytes whenever it is asked for them."""
-        accepted, asked = request.accepted_versions, [(table.name, table.ids) for table in request.tables]
+    def _question(self, request: lookup_pb2.LookupRequest) -> tuple[Sequence[int], list[_Asked]]:
+        """Accepted versions, and what is asked: a message copies its bytes whenever it is asked for them."""
+        accepted = request.accepted_versions
+        asked = [(table.name, table.ids, table.versions) for table in request.tables]
         if not asked:
             raise no_tables()
-        id_count = sum([len(raw) for _, raw in asked]) // 8
+        id_count = sum([len(raw) for _, raw, _ in asked]) // 8
         if id_count > self._max_ids or len(asked) > MAX_TABLES or len(accepted) > MAX_ACCEPTED:
             raise Refusal(
                 Code.BATCH_TOO_LARGE, "request",
@@ -79,13 +82,15 @@ class LookupService(lookup_pb2_grpc.LookupServicer):
         return accepted, asked
 
     def _answer(
-        self, accepted: Sequence[int], asked: list[tuple[str, bytes]], request_id: str
+        self, accepted: Sequence[int], asked: list[_Asked], request_id: str
     ) -> lookup_pb2.LookupResponse:
         hosted = self._versions.hold(accepted, request_id)
         answered = False
         try:
             answer = lookup_pb2.LookupResponse(version=hosted.version, manifest_sha256=hosted.manifest_sha256)
-            for name, raw in asked:
+            for name, raw, only in asked:
+                if only and hosted.version not in only:
+                    continue
                 self._add_rows(answer, hosted, name, raw)
             answered = True
         finally:
@@ -95,10 +100,9 @@ class LookupService(lookup_pb2_grpc.LookupServicer):
 
     def _add_rows(self, answer: lookup_pb2.LookupResponse, hosted: HostedVersion, name: str, raw: bytes) -> None:
         ids = packed_ids(raw, name)
-        table = hosted.table(name)
         if strays := self._shard.strays(ids):
             raise self._wrong_shard(f"{strays} of {len(ids)} ids of table {name} that fall into others")
-        rows, found = table.lookup(ids)
+        rows, found = hosted.lookup(name, ids)
         mask = found.tobytes()
         metrics.count_rows(name, len(ids), mask.count(1))
         # In place: to put a message that is made into another copies it twice.

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19online/proto/lookup.proto\x12\x08\x66\x61\x63\x65t.v1\"\x82\x01\n\rLookupRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x19\n\x11\x61\x63\x63\x65pted_versions\x18\x02 \x03(\x03\x12\"\n\x06tables\x18\x03 \x03(\x0b\x32\x12.facet.v1.TableIds\x12\x1e\n\x05shard\x18\x04 \x01(\x0b\x32\x0f.facet.v1.Shard\"%\n\x05Shard\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05\x63ount\x18\x02 \x01(\r\"%\n\x08TableIds\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x01(\x0c\"_\n\x0eLookupResponse\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x17\n\x0fmanifest_sha256\x18\x02 \x01(\t\x12#\n\x06tables\x18\x03 \x03(\x0b\x32\x13.facet.v1.TableRows\"I\n\tTableRows\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\trow_bytes\x18\x02 \x01(\r\x12\x0c\n\x04rows\x18\x03 \x01(\x0c\x12\r\n\x05\x66ound\x18\x04 \x01(\x0c\x32\x45\n\x06Lookup\x12;\n\x06Lookup\x12\x17.facet.v1.LookupRequest\x1a\x18.facet.v1.LookupResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19online/proto/lookup.proto\x12\x08\x66\x61\x63\x65t.v1\"\x82\x01\n\rLookupRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x19\n\x11\x61\x63\x63\x65pted_versions\x18\x02 \x03(\x03\x12\"\n\x06tables\x18\x03 \x03(\x0b\x32\x12.facet.v1.TableIds\x12\x1e\n\x05shard\x18\x04 \x01(\x0b\x32\x0f.facet.v1.Shard\"%\n\x05Shard\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05\x63ount\x18\x02 \x01(\r\"7\n\x08TableIds\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x01(\x0c\x12\x10\n\x08versions\x18\x03 \x03(\x03\"_\n\x0eLookupResponse\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x17\n\x0fmanifest_sha256\x18\x02 \x01(\t\x12#\n\x06tables\x18\x03 \x03(\x0b\x32\x13.facet.v1.TableRows\"I\n\tTableRows\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\trow_bytes\x18\x02 \x01(\r\x12\x0c\n\x04rows\x18\x03 \x01(\x0c\x12\r\n\x05\x66ound\x18\x04 \x01(\x0c\x32\x45\n\x06Lookup\x12;\n\x06Lookup\x12\x17.facet.v1.LookupRequest\x1a\x18.facet.v1.LookupResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,11 +36,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SHARD']._serialized_start=172
   _globals['_SHARD']._serialized_end=209
   _globals['_TABLEIDS']._serialized_start=211
-  _globals['_TABLEIDS']._serialized_end=248
-  _globals['_LOOKUPRESPONSE']._serialized_start=250
-  _globals['_LOOKUPRESPONSE']._serialized_end=345
-  _globals['_TABLEROWS']._serialized_start=347
-  _globals['_TABLEROWS']._serialized_end=420
-  _globals['_LOOKUP']._serialized_start=422
-  _globals['_LOOKUP']._serialized_end=491
+  _globals['_TABLEIDS']._serialized_end=266
+  _globals['_LOOKUPRESPONSE']._serialized_start=268
+  _globals['_LOOKUPRESPONSE']._serialized_end=363
+  _globals['_TABLEROWS']._serialized_start=365
+  _globals['_TABLEROWS']._serialized_end=438
+  _globals['_LOOKUP']._serialized_start=440
+  _globals['_LOOKUP']._serialized_end=509
 # @@protoc_insertion_point(module_scope)

@@ -67,7 +67,8 @@ class RankClient:
         security: "ClientSecurity | None" = None,
     ) -> None:
         self._rankers = Replicas(
-            [targets] if isinstance(targets, str) else targets, _rank_method, security=security
+            [targets] if isinstance(targets, str) else targets, _rank_method, security=security,
+            asks_again=attempts > 1,
         )
         self._timeout_s, self._patience = timeout_s, Patience(attempts, _AGAIN, _ONCE)
         self._name, self._number = os.urandom(8).hex(), count()

@@ -60,7 +60,10 @@ class RankService(rank_pb2_grpc.RankServicer):
         arrived = time.perf_counter()
         request_id = request.request_id or uuid.uuid4().hex
         with refusals_to_status(context, request_id), ServedRequest("rank", request_id) as served:
-            return self._rank(request, served, context.time_remaining(), arrived)
+            try:
+                return self._rank(request, served, context.time_remaining(), arrived)
+            finally:
+                metrics.set_queue("rank", self._admission.in_flight, self._admission.waiting)
 
     def warm_up(self) -> None:
         """Answer one request, which is not counted, so that no caller waits for connections; raises its refusal."""
@@ -108,14 +111,13 @@ class RankService(rank_pb2_grpc.RankServicer):
     def _answer_from(self, plan: "_Plan", question: "_Question") -> rank_pb2.RankResponse:
         started = time.perf_counter()
         count = len(question.candidates)
-        pending = self._start(plan.groups[0], question)
+        pending = self._start(plan, question)
         columns = self._context.columns(
             plan.features, users=np.full(count, question.user, np.int64), items=question.candidates
         )
         context_at = time.perf_counter()
-        rows = self._finish(pending, plan.groups[1:], question)
+        rows = self._finish(pending, question)
         rows_at = time.perf_counter()
-        question.version = rows.version
         scorer = _model_of(rows, plan.pinned)
         scored = self._scoring.submit((scorer, ToScore(rows, columns, count, question.now_seconds)))
         scored_at = time.perf_counter()
@@ -145,23 +147,27 @@ class RankService(rank_pb2_grpc.RankServicer):
             plan = self._plan = _Plan.of(pinned)
         return plan
 
-    def _start(self, scorers: list[Scorer], question: "_Question") -> PendingRows:
+    def _start(self, plan: "_Plan", question: "_Question") -> PendingRows:
         ids = {"user": np.array([question.user], np.int64), "item": question.candidates}
         return self._rows.start(
-            [scorer.version for scorer in scorers],
-            {name: ids[spec.entity] for name, spec in scorers[0].tables.items()},
+            plan.versions,
+            {name: ids[entity] for name, entity in plan.tables.items()},
+            only=plan.only,
             request_id=question.request_id,
             timeout_s=max(question.deadline - time.monotonic(), 0.001),
         )
 
-    def _finish(self, pending: PendingRows, others: list[list[Scorer]], question: "_Question") -> VersionRows:
-        """The rows; versions with other tables are asked for only when no version of the first group answers."""
+    @staticmethod
+    def _finish(pending: PendingRows, question: "_Question") -> VersionRows:
+        """The rows, whose version is noted, or else that of rows that could not be read: a canary is judged by it."""
         try:
-            return pending.result()
+            rows = pending.result()
         except Refusal as refusal:
-            if refusal.code is not Code.VERSION_NOT_AVAILABLE or not others:
-                raise
-            return self._finish(self._start(others[0], question), others[1:], question)
+            if refusal.code is not Code.VERSION_NOT_AVAILABLE and len(refusal.versions) == 1:
+                question.version = refusal.versions[0]
+            raise
+        question.version = rows.version
+        return rows
 
     def _candidates(self, request: rank_pb2.RankRequest) -> np.ndarray:
         candidates = packed_ids(request.candidates, "candidates")
@@ -186,7 +192,7 @@ class _Question:
     deadline: float  # of time.monotonic()
     arrived: float  # of time.perf_counter()
     waited_s: float
-    version: int = 0  # that its rows named, once they came
+    version: int = 0  # whose rows came, or could not be read
 
 
 @dataclass(frozen=True)
@@ -194,21 +200,26 @@ class _Plan:
     """What to ask for on behalf of a set of pinned models: worked out when the set changes, not at each request.
 
     Attributes:
-        groups: scorers that read the same tables together, since a lookup names one set of tables; newest first.
+        versions: of all models. Which of them answers is the CPU tier's choice alone.
+        tables: of any of them -> whose ids they take.
+        only: table -> versions that have it, where not all do.
         features: context of any of them.
     """
 
     pinned: Pinned
-    groups: list[list[Scorer]]
+    versions: tuple[int, ...]
+    tables: dict[str, str]
+    only: dict[str, tuple[int, ...]]
     features: tuple[ContextFeature, ...]
 
     @classmethod
     def of(cls, pinned: Pinned) -> "_Plan":
-        groups: dict[frozenset[str], list[Scorer]] = {}
-        for _, scorer in sorted(pinned.items(), reverse=True):
-            groups.setdefault(frozenset(scorer.tables), []).append(scorer)
+        versions = tuple(sorted(pinned, reverse=True))
+        tables = {name: spec.entity for version in versions for name, spec in pinned[version].tables.items()}
+        having = {name: tuple(version for version in versions if name in pinned[version].tables) for name in tables}
+        only = {name: some for name, some in having.items() if some != versions}
         features = dict.fromkeys(feature for scorer in pinned.values() for feature in scorer.context)
-        return cls(pinned, list(groups.values()), tuple(features))
+        return cls(pinned, versions, tables, only, tuple(features))
 
 
 def _score(asked: list[tuple[Scorer, ToScore]]) -> list[Scored]:

@@ -130,6 +130,19 @@ class RowSourceCases(ABC):
     def test_refusals(self, accepted: list[int], ids: dict[str, np.ndarray], code: Code) -> None:
         assert self.refused(accepted, ids).code is code
 
+    def test_tables_that_only_some_versions_have(self) -> None:
+        """The choice of the version is the host's; then only that version's tables are looked up."""
+        ids = {table: np.array([*self.truth(1, table)][:30]) for table in ("user.kge", "item.kge", "item.contrastive")}
+        only = {"user.kge": (1,), "item.contrastive": (2, 7), "of.no_version": (9,)}
+        asked = {**ids, "of.no_version": ONE}
+        for version, there in ((1, ("user.kge", "item.kge")), (2, ("item.kge", "item.contrastive"))):
+            self.change("promote", version)
+            answer = self.read(VERSIONS, asked, only=only)
+            assert answer.version == version and list(answer.rows) == list(there)
+            self.check(answer, {table: ids[table] for table in there})
+        answer = self.read([2], {"user.kge": ONE}, only={"user.kge": (1,)})
+        assert (answer.version, answer.rows, answer.found) == (2, {}, {})
+
     def test_when_the_rows_were_there(self) -> None:
         began = time.perf_counter()
         pending = self.source.start([1], {"item.kge": ONE}, timeout_s=30.0)

@@ -1,5 +1,6 @@
 """The ranker over a real channel: the scores of exactly one version, or a typed refusal."""
 
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from online.admission import Admission
 from online.channel import open_channel
 from online.lookup.hosted import HostedVersions
-from online.lookup.row_source import VersionRows
+from online.lookup.row_source import ALL, VersionRows
 from online.lookup.same_host import FetchedRows, SameHostRows
 from online.observe import metrics
 from online.proto import rank_pb2, rank_pb2_grpc
@@ -24,7 +25,8 @@ from online.reader import VersionReader
 from online.refusal import Code, Refusal
 from online.server import Endpoint
 from pipelines.contracts.context import CONTEXT_FEATURES, context_matrix
-from tests.releases import AS_OF, TASKS, entity_ids
+from pipelines.contracts.errors import IntegrityError
+from tests.releases import AS_OF, DIMS, TASKS, entity_ids
 from tests.waiting import until
 
 NOW = AS_OF.timestamp() + 3600.0
@@ -148,12 +150,12 @@ def test_the_same_number_with_another_manifest_is_refused(own_workspace, tier, h
 
 
 def test_versions_with_other_tables_run_side_by_side(own_workspace, host_cpu_tier, host_ranker) -> None:
-    """A ranker that holds a version with fewer tables asks for the rows of whichever version answers."""
+    """Which of them answers is the CPU tier's choice, as among versions with the same tables."""
     import json
 
     from pipelines.contracts.upper_model import UpperConfig, UpperModel, save_upper_model
     from pipelines.publish import publish
-    from tests.releases import DIMS, write_candidate
+    from tests.releases import write_candidate
 
     candidate = write_candidate(own_workspace.root / "fewer", seed=3)
     dims = {name: dim for name, dim in DIMS.items() if name != "user.kge"}
@@ -173,8 +175,51 @@ def test_versions_with_other_tables_run_side_by_side(own_workspace, host_cpu_tie
     assert client.rank(1, np.array([1]), now_seconds=NOW).version == 1
     tier.state.load(3)
     answer = client.rank(1, np.array([1]), now_seconds=NOW)
+    assert answer.version == 1 and set(answer.found) == set(DIMS)
+    tier.state.promote(3, 0.4)
+    for number in range(20):
+        answer = client.rank(1, np.array([1]), now_seconds=NOW, request_id=f"request-{number}")
+        canarys = zlib.crc32(f"request-{number}".encode()) / 2**32 < 0.4
+        assert (answer.version, set(answer.found)) == ((3, set(dims)) if canarys else (1, set(DIMS)))
+    tier.state.promote(3)
+    answer = client.rank(1, np.array([1]), now_seconds=NOW)
     assert answer.version == 3 and set(answer.found) == set(dims)
     client.close()
+
+
+def test_rows_that_cannot_be_read_are_a_failure_of_their_version(
+    workspace_with_versions, host_cpu_tier, host_ranker, monkeypatch
+) -> None:
+    """So that a canary is judged by it."""
+    tier = host_cpu_tier(workspace_with_versions.workspace, (1, 2))
+    ranker = host_ranker(workspace_with_versions, [tier.address], (1, 2))
+    tier.state.promote(2)
+    client = RankClient(ranker.address)
+
+    def unreadable(ids: np.ndarray) -> None:
+        raise IntegrityError("rows", expected="what was written", got="something else", remedy="Write them again.")
+
+    monkeypatch.setattr(tier.state._hosted[2].reader.tables["item.kge"], "lookup", unreadable)
+    with pytest.raises(Refusal) as caught:
+        client.rank(1, np.array([1]), now_seconds=NOW)
+    assert caught.value.code is Code.INTEGRITY and caught.value.versions == (2,)
+    status = ranker.state.status()
+    assert (status.failed, [(model.version, model.failed) for model in status.models]) == (0, [(1, 0), (2, 1)])
+    client.close()
+
+
+def test_an_idle_ranker_shows_that_it_is_idle(ranker) -> None:
+    client = RankClient(ranker.address)
+    client.rank(1, np.array([1]), now_seconds=NOW)
+    with pytest.raises(Refusal):
+        client.rank(1, np.array([], np.int64))
+    client.close()
+
+    def in_flight() -> float | None:
+        metrics.flush()
+        return metrics.registry.get_sample_value("facet_in_flight", {"service": "rank"})
+
+    until(lambda: in_flight() == 0)
 
 
 def test_unloading_never_breaks_a_request_under_way(ranker, workspace_with_versions) -> None:
@@ -246,12 +291,12 @@ class Shifting(SameHostRows):
         super().__init__(hosted)
         self.steps, self.asked = steps, []
 
-    def start(self, accepted, ids, *, request_id="", timeout_s=None):
+    def start(self, accepted, ids, *, only=ALL, request_id="", timeout_s=None):
         self.asked.append(sorted(accepted))
         if self.steps:
             self.steps.pop(0)()
             accepted = [99]
-        return super().start(accepted, ids, request_id=request_id, timeout_s=timeout_s)
+        return super().start(accepted, ids, only=only, request_id=request_id, timeout_s=timeout_s)
 
 
 def test_models_that_change_under_a_request_are_pinned_anew_however_often(serve) -> None:
@@ -275,8 +320,8 @@ def test_models_that_change_under_a_request_are_pinned_anew_however_often(serve)
 class Damaged(SameHostRows):
     """Rows of which a table is missing, for user -8."""
 
-    def start(self, accepted, ids, *, request_id="", timeout_s=None):
-        pending = super().start(accepted, ids, request_id=request_id, timeout_s=timeout_s)
+    def start(self, accepted, ids, *, only=ALL, request_id="", timeout_s=None):
+        pending = super().start(accepted, ids, only=only, request_id=request_id, timeout_s=timeout_s)
         if ids["user.kge"][0] != -8:
             return pending
         rows = pending.result()
