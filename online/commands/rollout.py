@@ -42,7 +42,7 @@ __all__ = ["rollout"]
 )
 @click.option(
     "--canary", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="SHARE",
-    help="First try the version on this share of the requests, such as 0.05.",
+    help="First try the version on this share of the requests, such as 0.05. A rollout that goes on keeps its own.",
 )
 @click.option(
     "--canary-seconds", type=click.FloatRange(0), default=60.0, show_default=True, help="At least so long."
@@ -92,9 +92,10 @@ def rollout(
     a failed step, run the same command again and it goes on. A host that restarts is waited for; what it has lost is
     loaded there again. Only one controller works at a time.
 
-    A canary passes when its share of failed requests is within --max-failures and its p95 within --max-slower times the
-    old version's, over at least --canary-seconds and --canary-requests; it is halted before that as soon as either is
-    surely exceeded. The counts are the rankers' own. Exit status 2 when the version is not served everywhere.
+    A canary passes when its share of failed requests is within --max-failures (those that failed before any version
+    was known are all counted as its own) and its p95 within --max-slower times the old version's, over at least
+    --canary-seconds and --canary-requests; it is halted before that as soon as either is surely exceeded. The counts
+    are the rankers' own. Exit status 2 when the version is not served everywhere.
     """
     from online.rollout.canary import CanaryLimits
     from online.rollout.controller import Rollout

@@ -42,7 +42,8 @@ def status(
       facet status --json | jq .traffic
 
     Counts and percentiles are the servers' own since they started. A host that does not answer is shown as such. Exit
-    status 1 if a CPU host can answer a version that some ranker cannot run.
+    status 1 if a CPU host can answer a version that some ranker cannot run; 3 if nobody can tell, because a host did
+    not answer or no host of one kind was named.
     """
     import time
 
@@ -69,3 +70,5 @@ def status(
     click.echo(json.dumps(shown, indent=1) if as_json else render(shown))
     if shown["invariant"]:
         raise SystemExit(1)
+    if shown["unseen"]:
+        raise SystemExit(3)

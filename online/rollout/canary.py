@@ -7,8 +7,8 @@ Latency.   The p95 of the time in the ranker, from the counts per bucket (linear
            the lower end of the new version's p95 exceeds the allowed multiple of the upper end of the old one's: order
            statistics by the normal approximation, z = 3. When the canary is over, the estimates are compared. Both are
            of the same time on the same rankers: a new version that makes the old one's requests wait too shows less.
-Neither.   Requests that failed before any version was known are held against the canary, as a share of all requests:
-           they may be its doing, and what they are cannot be told.
+Neither.   Requests that failed before any version was known are all held against the canary: whose doing they are
+           cannot be told, and as a share of all requests they would hide a canary that fails at all of its few.
 
 A ranker that was restarted counts from zero again; what it had counted before stays in the tally.
 """
@@ -191,7 +191,7 @@ def p95_range(counts: Counts, bounds_ms: Sequence[float], z: float = Z) -> tuple
 def verdict(tally: Tally, *, old: int, new: int, limits: CanaryLimits, elapsed_s: float) -> Verdict:
     """Whether the canary of version `new` beside `old` passes, is to be watched on, or halts."""
     before, tried, bounds = tally.of(old), tally.of(new), tally.bounds_ms
-    every = sum(counts.requests for counts in tally.counts.values()) + tally.unversioned
+    failed, requests = tried.failed + tally.unversioned, tried.requests + tally.unversioned
     said = _progress(before, tried, bounds, tally.unversioned, old=old, new=new)
     enough = min(before.requests, tried.requests) >= limits.requests
     over = enough and elapsed_s >= limits.seconds
@@ -199,22 +199,18 @@ def verdict(tally: Tally, *, old: int, new: int, limits: CanaryLimits, elapsed_s
     def halt(why: str) -> Verdict:
         return Verdict(Outcome.HALT, f"{why}; {said}")
 
-    for failed, requests, whose in (
-        (tried.failed, tried.requests, f"requests of version {new}"),
-        (tally.unversioned, every, "all requests, before any version was known,"),
-    ):
-        surely, share = wilson(failed, requests)[0], failed / requests if requests else 0.0
-        if surely > limits.max_failures or (over and share > limits.max_failures):
-            return halt(f"{share:.2%} of {whose} failed, over the {limits.max_failures:.2%} allowed")
+    surely, share = wilson(failed, requests)[0], failed / requests if requests else 0.0
+    if surely > limits.max_failures or (over and share > limits.max_failures):
+        return halt(f"{share:.2%} of its requests failed, over the {limits.max_failures:.2%} allowed")
     allowed = limits.max_slower
     if p95_range(tried, bounds)[0] > allowed * p95_range(before, bounds)[1]:  # never true of nan
         return halt(f"version {new} is surely more than {allowed:g} times as slow")
     if over:
         slow, usual = (quantile(counts.latency, bounds, P95) for counts in (tried, before))
-        if slow > allowed * usual:
+        if math.isfinite(usual) and slow > allowed * usual:
             return halt(f"version {new} is more than {allowed:g} times as slow")
-        if math.isnan(slow) or math.isnan(usual):
-            return halt("the rankers count no latencies, so it cannot be told whether it is slower")
+        if not (math.isfinite(slow) and math.isfinite(usual)):
+            return halt("the rankers' latencies, none or beyond the slowest bucket, do not tell whether it is slower")
         return Verdict(Outcome.PASS, said)
     if not enough and elapsed_s >= GENEROUS * max(limits.seconds, 1.0):
         return halt(f"not {limits.requests} requests of each version within {elapsed_s:.0f} s: too few to tell")

@@ -14,6 +14,7 @@ and puts right what a restarted host has lost. Until the old version is retired 
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,9 @@ logger = logging.getLogger(__name__)
 
 PATIENCE_S, RETRY_S, LOOK_S = 30.0, 0.25, 0.5
 
+_PHASES_BEGUN = {Stage.CANARY: 2, Stage.PROMOTE: 2, Stage.RETIRE: 3}
+"""Where a walk that is resumed stands: the pause before the next phase is still to come."""
+
 Say = Callable[[str], None]
 
 
@@ -72,7 +76,7 @@ class Rollout:
 
         Args:
             limits: how old the version's pretraining may be; asked when a rollout begins, not when it is resumed.
-            canary: what is asked of a canary; None for none. Of no effect on a rollout that is resumed.
+            canary: what is asked of a canary; None for none, or for what an unfinished rollout was begun with.
             change_hosts: go on with these hosts in place of those with which the unfinished rollout was begun.
             dry: write nothing.
             patience_s: how long a host may be away.
@@ -81,7 +85,8 @@ class Rollout:
             StalePretraining: the version's pretraining is older than the limits allow.
             VersionNotFound: `to` is not published, or not materialized.
             IntegrityError: its files are not the manifest's, or a host holds another manifest under that number.
-            VersionConflict: another rollout is unfinished, or another controller is at work.
+            VersionConflict: another rollout is unfinished, or this one with another canary, or another controller is
+                at work.
             Unavailable: a host does not answer.
             InvalidConfig: no CPU host of some shard is named, or there is nothing to compare a canary with.
             InvariantViolated: the fleet is in no state to begin.
@@ -91,8 +96,8 @@ class Rollout:
         path = RolloutState.path_in(workspace)
         unfinished = RolloutState.read(path)
         if unfinished is not None and not unfinished.plan.ended:
-            cls._resume(unfinished, to, tuple(cpu_tiers), tuple(rankers), change_hosts=change_hosts, dry=dry)
-            return cls(unfinished, security)
+            hosts = tuple(cpu_tiers), tuple(rankers)
+            return cls(cls._resumed(path, to, hosts, canary, change_hosts=change_hosts, dry=dry), security)
         limits.check(manifest.windows, f"version {to}")
         fleet = _first_look(cpu_tiers, rankers, patience_s, security)
         fleet.check()
@@ -116,29 +121,32 @@ class Rollout:
                 state.write()
         return cls(state, security)
 
-    @staticmethod
-    def _resume(
-        state: RolloutState, to: int, cpu_tiers: tuple[str, ...], rankers: tuple[str, ...], *, change_hosts: bool,
-        dry: bool,
-    ) -> None:
-        plan = state.plan
-        other_hosts = (set(cpu_tiers), set(rankers)) != (set(plan.cpu_tiers), set(plan.rankers))
-        if to != plan.to or (other_hosts and not change_hosts):
-            raise VersionConflict(
-                f"a rollout to version {plan.to} is unfinished",
-                expected=f"the same version and hosts: {list(plan.cpu_tiers)}, {list(plan.rankers)}",
-                got=f"version {to}, {list(cpu_tiers)}, {list(rankers)}",
-                remedy="Finish it with the same options, take it back with --back, or give --change-hosts to go on "
-                "with other hosts.",
-            )
-        if dry:
-            return
-        with alone(state.path):
+    @classmethod
+    def _resumed(
+        cls, path: Path, to: int, hosts: tuple[tuple[str, ...], tuple[str, ...]], canary: CanaryLimits | None, *,
+        change_hosts: bool, dry: bool,
+    ) -> RolloutState:
+        """The unfinished state, read while no other controller is at work; written unless `dry`."""
+        with nullcontext() if dry else alone(path):
+            state = cls._unfinished(path)
+            plan = state.plan
+            other_hosts = tuple(map(set, hosts)) != (set(plan.cpu_tiers), set(plan.rankers))
+            if to != plan.to or (other_hosts and not change_hosts) or (canary and canary != state.canary):
+                raise VersionConflict(
+                    f"a rollout to version {plan.to} is unfinished",
+                    expected=f"the same version, hosts and canary: {list(plan.cpu_tiers)}, {list(plan.rankers)}, "
+                    f"{state.canary or 'none'}",
+                    got=f"version {to}, {list(hosts[0])}, {list(hosts[1])}, {canary or 'none'}",
+                    remedy="Finish it with the same options, take it back with --back, or give --change-hosts to go "
+                    "on with other hosts.",
+                )
             if other_hosts:
-                state.change_hosts(cpu_tiers, rankers)
+                state.change_hosts(*hosts)
             state.resumed.append(now())
             state.halted = state.halted if plan.turned else None  # the canary is tried again
-            state.write()
+            if not dry:
+                state.write()
+            return state
 
     @classmethod
     def take_back(cls, workspace: Workspace, *, security: "ClientSecurity | None" = None) -> "Rollout":
@@ -148,17 +156,22 @@ class Rollout:
             NotPrepared: there is none.
             VersionConflict: its old version is being retired already.
         """
-        state = cls.unfinished(workspace)
-        with alone(state.path):
+        path = RolloutState.path_in(workspace)
+        with alone(path):
+            state = cls._unfinished(path)
             state.halted = None  # whoever asks for it is not told that it failed
             state.resumed.append(now())
             state.move_to(state.plan.turned_back())
         return cls(state, security)
 
-    @staticmethod
-    def unfinished(workspace: Workspace) -> RolloutState:
+    @classmethod
+    def unfinished(cls, workspace: Workspace) -> RolloutState:
         """The state of the unfinished rollout; raises `NotPrepared` if there is none."""
-        state = RolloutState.read(RolloutState.path_in(workspace))
+        return cls._unfinished(RolloutState.path_in(workspace))
+
+    @staticmethod
+    def _unfinished(path: Path) -> RolloutState:
+        state = RolloutState.read(path)
         if state is None or state.plan.ended:
             raise NotPrepared(
                 "no rollout is under way", expected="one that is unfinished in this workspace",
@@ -209,7 +222,8 @@ class _Walk:
         self._refused: set[Step] = set()
 
     def steps(self, pause_s: float) -> Iterator[tuple[Record, float]]:
-        state, phase = self._state, None
+        state = self._state
+        phase = _PHASES_BEGUN.get(state.plan.stage)
         while not state.plan.ended:
             try:
                 answers = self._fleet.ask()

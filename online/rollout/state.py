@@ -148,11 +148,11 @@ class RolloutState:
         self.write()
 
     def change_hosts(self, cpu_tiers: tuple[str, ...], rankers: tuple[str, ...]) -> None:
-        """Go on with other hosts; what was planned or pending for one that is gone is forgotten."""
+        """Plan on with other hosts; what was planned or pending for one that is gone is forgotten. Not yet written."""
         hosts = {"cpu-tier": cpu_tiers, "ranker": rankers}
         self.records = [r for r in self.records if r.finished or r.step.host in hosts[r.step.on]]
-        self.plan = replace(self.plan, cpu_tiers=cpu_tiers, rankers=rankers)
-        self._write_pending()
+        pending = tuple(record.step for record in self.records if record.pending)
+        self.plan = replace(self.plan, cpu_tiers=cpu_tiers, rankers=rankers, pending=pending)
 
     @property
     def done(self) -> int:

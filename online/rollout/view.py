@@ -30,6 +30,7 @@ def view(before: Answers, now: Answers, seconds: float, state: RolloutState | No
 
     Returns:
         invariant     violations, in words
+        unseen        why there may be others, in words; empty if nothing is left unseen
         cpu_tiers     address -> shard, shards, workers, preferred, canary, versions; or error
         rankers       address -> failed, models with counts and percentiles in ms (None: beyond the slowest bucket's
                       bound, or nothing was answered); or error
@@ -39,11 +40,20 @@ def view(before: Answers, now: Answers, seconds: float, state: RolloutState | No
     fleet = now.present()
     return {
         "invariant": [str(violation) for violation in fleet.violations()],
+        "unseen": _unseen(now),
         "cpu_tiers": {host: _cpu_tier(answer) for host, answer in now.cpu_tiers.items()},
         "rankers": {host: _ranker(answer) for host, answer in now.rankers.items()},
         "traffic": _traffic(before, now, seconds),
         "rollout": _rollout(state, now),
     }
+
+
+def _unseen(now: Answers) -> str:
+    for kind, hosts in (("CPU host", now.cpu_tiers), ("ranker", now.rankers)):
+        if not hosts:
+            return f"no {kind} was asked"
+    away, asked = len([*now.refusals()]), len(now.cpu_tiers) + len(now.rankers)
+    return f"{away} of {asked} hosts did not answer" if away else ""
 
 
 def _cpu_tier(answer: "admin_pb2.CpuTierStatus | Refusal") -> dict[str, Any]:
@@ -137,9 +147,7 @@ def render(shown: Mapping[str, Any]) -> str:
 
 def _lines(shown: Mapping[str, Any]) -> Iterator[str]:
     yield from _rollout_lines(shown["rollout"])
-    hosts = [*shown["cpu_tiers"].values(), *shown["rankers"].values()]
-    away = sum("error" in host for host in hosts)
-    unseen = f", as far as can be seen: {away} of {len(hosts)} hosts did not answer" if away else ""
+    unseen = f", as far as can be seen: {shown['unseen']}" if shown["unseen"] else ""
     broken = shown["invariant"]
     yield f"invariant  {'VIOLATED' if broken else 'holds'}: every version a CPU host answers is on every ranker{unseen}"
     yield from (f"           {violation}" for violation in broken)

@@ -81,10 +81,12 @@ def test_a_host_that_does_not_answer_is_a_line(fleet, unused_tcp_port) -> None:
     _, tier, ranker = fleet
     away = f"127.0.0.1:{unused_tcp_port}"
     result = shown(fleet, "--cpu-tier", away, "--ranker", away)
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 3, result.output
     assert result.output.count(f"{away} did not answer (UNAVAILABLE)") == 2
     assert "2 of 4 hosts did not answer" in result.output
     assert tier.admin_address in result.output and ranker.admin_address in result.output
+    one_kind = CliRunner().invoke(status, ["--cpu-tier", tier.admin_address, "--interval", "0"], obj=fleet[0])
+    assert one_kind.exit_code == 3 and "as far as can be seen: no ranker was asked" in one_kind.output
     read = json.loads(shown(fleet, "--cpu-tier", away, "--json").output)
     assert "did not answer" in read["cpu_tiers"][away]["error"]
 

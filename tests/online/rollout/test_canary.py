@@ -18,7 +18,7 @@ from online.ranking.scorer import Scorer
 from online.refusal import Refusal
 from online.rollout.canary import CanaryLimits, Counts, Outcome, Tally, p95_range, quantile, verdict, wilson
 from online.rollout.controller import Rollout, RolloutHalted
-from pipelines.contracts.errors import InvalidConfig, Unavailable
+from pipelines.contracts.errors import InvalidConfig, Unavailable, VersionConflict
 
 BOUNDS = (1.0, 2.0, 4.0, 8.0, 16.0)
 LIMITS = CanaryLimits(0.1, seconds=60, requests=200, max_failures=0.01, max_slower=1.5)
@@ -61,7 +61,7 @@ def test_failures(new, elapsed_s, outcome) -> None:
     result = judged(counted(2000), new, elapsed_s=elapsed_s)
     assert result.outcome is outcome, result
     if outcome is Outcome.HALT:
-        assert "of requests of version 2 failed, over the 1.00% allowed" in result.reason
+        assert "of its requests failed, over the 1.00% allowed" in result.reason
 
 
 def test_the_old_versions_own_failures_do_not_halt_it() -> None:
@@ -69,9 +69,20 @@ def test_the_old_versions_own_failures_do_not_halt_it() -> None:
 
 
 def test_failures_before_any_version_was_known_are_held_against_it() -> None:
-    assert judged(counted(2000), counted(200), unversioned=10).outcome is Outcome.PASS
-    result = judged(counted(2000), counted(200), unversioned=200, elapsed_s=5)
-    assert result.outcome is Outcome.HALT and "before any version was known" in result.reason
+    assert judged(counted(2000), counted(200), unversioned=2).outcome is Outcome.PASS
+    result = judged(counted(2000), counted(200), unversioned=3)
+    assert result.outcome is Outcome.HALT and "3 failed before any version was known" in result.reason
+    # every other one of its few, which are hardly any of all
+    assert judged(counted(39_600), counted(200), unversioned=200, elapsed_s=5).outcome is Outcome.HALT
+    assert judged(counted(2000), counted(199, 1), unversioned=2).outcome is Outcome.HALT
+
+
+def test_latencies_beyond_the_slowest_bucket_do_not_pass_it() -> None:
+    slow = len(BOUNDS)
+    result = judged(counted(2000, bucket=slow), counted(200, bucket=slow))
+    assert result.outcome is Outcome.HALT and "do not tell" in result.reason
+    assert judged(counted(2000), counted(200, bucket=slow)).outcome is Outcome.HALT
+    assert judged(counted(2000, bucket=slow), counted(200)).outcome is Outcome.HALT
 
 
 @pytest.mark.parametrize(
@@ -94,7 +105,7 @@ def test_slowness(bucket, answered, elapsed_s, outcome) -> None:
 
 def test_rankers_that_count_no_latencies_cannot_pass_it() -> None:
     result = judged(Counts(2000), Counts(200))
-    assert result.outcome is Outcome.HALT and "count no latencies" in result.reason
+    assert result.outcome is Outcome.HALT and "none or beyond the slowest bucket" in result.reason
 
 
 @pytest.mark.parametrize(
@@ -117,7 +128,7 @@ def test_a_verdict_keeps_its_promises(old, new, unversioned, elapsed_s) -> None:
     assert result.reason
     if result.outcome is Outcome.PASS:
         assert elapsed_s >= LIMITS.seconds and min(old.requests, new.requests) >= LIMITS.requests
-        assert new.failed <= LIMITS.max_failures * new.requests
+        assert new.failed + unversioned <= LIMITS.max_failures * (new.requests + unversioned)
         assert not quantile(new.latency, BOUNDS, 0.95) > LIMITS.max_slower * quantile(old.latency, BOUNDS, 0.95)
     if result.outcome is Outcome.WATCH:
         assert elapsed_s < 10 * LIMITS.seconds or min(old.requests, new.requests) >= LIMITS.requests
@@ -257,7 +268,7 @@ def test_a_canary_that_is_as_good_is_promoted(under_traffic) -> None:
     assert "30.00% of the requests" in said[0] and "version 2: " in said[-1]
 
 
-@pytest.mark.parametrize(("worse", "reason"), [("fails", "of requests of version 2 failed"), ("slow", "times as slow")])
+@pytest.mark.parametrize(("worse", "reason"), [("fails", "of its requests failed"), ("slow", "times as slow")])
 def test_a_canary_that_is_worse_is_taken_back(under_traffic, worse, reason) -> None:
     fleet = under_traffic(worse)
     rollout = begin(fleet)
@@ -300,7 +311,10 @@ def test_a_controller_that_dies_in_the_canary_begins_it_anew(under_traffic) -> N
         next(walk)
     walk.close()
     assert fleet[1].state.status().canary == 2
-    walk = begin(fleet).walk()  # with the limits with which it was begun
+    with pytest.raises(VersionConflict, match="CanaryLimits"):  # other limits than it was begun with
+        begin(fleet)
+    workspace, tier, ranker = fleet
+    walk = Rollout.begin_or_resume(workspace, 2, cpu_tiers=[tier.admin_address], rankers=[ranker.admin_address]).walk()
     assert [record.step.action for record, _ in walk] == ["promote", "drain", "unload", "unload"]
     assert held(fleet) == ([2], 2, [2])
 

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import time
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -9,6 +11,7 @@ from click.testing import CliRunner
 from online.commands.rollout import rollout as rollout_command
 from online.lookup.shards import Shard
 from online.refusal import Code, Refusal
+from online.rollout import controller
 from online.rollout.controller import Rollout
 from online.rollout.fleet_status import InvariantViolated
 from pipelines.contracts.errors import (
@@ -242,6 +245,43 @@ def test_a_host_that_is_away_is_waited_for(fleet, host_cpu_tier) -> None:
     walk = Rollout.begin_or_resume(workspace, 2, **hosts, change_hosts=True).walk()
     assert [record.step.action for record, _ in walk] == ["load", "promote", "drain", "unload", "unload"]
     assert versions_of((workspace, other, ranker)) == ([2], [2])
+
+
+def test_a_dry_run_shows_the_hosts_that_it_would_go_on_with(fleet, host_cpu_tier) -> None:
+    workspace, tier, ranker = fleet
+    walk = begin(fleet).walk()
+    next(walk)
+    walk.close()
+    tier.admin.stop().wait()
+    before, other = (workspace.root / "rollout" / "state.json").read_bytes(), host_cpu_tier(workspace, (1,))
+    dry = command((workspace, other, ranker), "--to", "2", "--change-hosts", "--dry-run")
+    assert dry.exit_code == 0 and f"cpu-tier {other.admin_address}" in dry.output, dry.output
+    assert tier.admin_address not in dry.output
+    assert (workspace.root / "rollout" / "state.json").read_bytes() == before
+
+
+def test_a_canary_asked_for_too_late_is_refused(fleet) -> None:
+    walk = begin(fleet).walk()
+    next(walk)
+    walk.close()
+    refused = command(fleet, "--to", "2", "--canary", "0.05")
+    assert isinstance(refused.exception, VersionConflict) and "hosts and canary" in str(refused.exception)
+    assert len(list(begin(fleet).walk())) == STEPS - 1
+
+
+def test_a_walk_that_is_resumed_still_pauses_before_the_old_version_is_retired(fleet, monkeypatch) -> None:
+    walk = begin(fleet).walk(pause_s=30)
+    slept: list[float] = []
+    clock = SimpleNamespace(sleep=slept.append, monotonic=time.monotonic, perf_counter=time.perf_counter)
+    monkeypatch.setattr(controller, "time", clock)
+    for _ in range(3):
+        next(walk)
+    walk.close()
+    assert slept == [30] and versions_of(fleet) == ([1, 2], [1, 2])
+    walk = begin(fleet).walk(pause_s=30)
+    assert next(walk)[0].step.action == "drain" and slept == [30, 30]
+    list(walk)
+    assert slept == [30, 30]
 
 
 def test_a_host_that_refuses_a_step_stops_it(fleet) -> None:
