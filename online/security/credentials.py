@@ -56,12 +56,7 @@ class ServerSecurity:
                 )
             _check_ca(self.client_ca)
         if self.roles:
-            _check_only_owner(self.roles, writing=True)
-            if Roles.read(self.roles).by_certificate and not self.client_ca:
-                raise InvalidConfig(
-                    f"{self.roles}: identities by certificate", expected="a CA that their certificates are checked by",
-                    got="none", remedy="Give --tls-client-ca, or know them by tokens.",
-                )
+            self._read_roles()
 
     @property
     def encrypted(self) -> bool:
@@ -95,7 +90,17 @@ class ServerSecurity:
 
     def watch_roles(self) -> Watched[Roles]:
         """The roles file, read again when it changes."""
-        return Watched([self.roles], lambda: Roles.read(self.roles))
+        return Watched([self.roles], self._read_roles)
+
+    def _read_roles(self) -> Roles:
+        _check_only_owner(self.roles, writing=True)
+        roles = Roles.read(self.roles)
+        if roles.by_certificate and not self.client_ca:
+            raise InvalidConfig(
+                f"{self.roles}: identities by certificate", expected="a CA that their certificates are checked by",
+                got="none", remedy="Give --tls-client-ca, or know them by tokens.",
+            )
+        return roles
 
 
 @dataclass(frozen=True)
@@ -139,7 +144,7 @@ class ClientSecurity:
         return None
 
     def credentials(self) -> grpc.ChannelCredentials | None:
-        """For a channel; None: plaintext."""
+        """For a channel, which keeps what the files say now as long as it lives; None: plaintext."""
         if not self.ca:
             return None
         return grpc.ssl_channel_credentials(

@@ -78,11 +78,13 @@ class Roles:
 
     @classmethod
     def read(cls, path: Path) -> "Roles":
-        """Parse a roles file; raises `InvalidConfig`."""
+        """Parse a roles file; raises `InvalidConfig`, silent about what came: it might be a token."""
         return cls(
             {
-                str(name): build(Identity, entry, where=f"{path}: {name}", manual="online/security/roles.py")
-                for name, entry in read_yaml(path).items()
+                str(name): build(
+                    Identity, entry, where=f"{path}: {name}", manual="online/security/roles.py", secret=True
+                )
+                for name, entry in read_yaml(path, secret=True).items()
             }
         )
 

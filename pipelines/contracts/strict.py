@@ -15,19 +15,24 @@ __all__ = ["build", "read_yaml"]
 Section = TypeVar("Section")
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping a YAML file holds; raises `InvalidConfig` if it cannot be read or is something else."""
+def read_yaml(path: Path, *, secret: bool = False) -> dict[str, Any]:
+    """The mapping a YAML file holds; raises `InvalidConfig` if it cannot be read or is something else.
+
+    Args:
+        secret: whether errors are silent about what came, since a password might have been put there by mistake.
+    """
     try:
         raw = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InvalidConfig(
-            f"{path} cannot be read", expected="a YAML file", got=" ".join(str(error).split()),
+            f"{path} cannot be read", expected="a YAML file",
+            got=" ".join(str(error).split()) if not secret or isinstance(error, OSError) else "something else",
             remedy="Correct the path or the file.",
-        ) from error
-    return _mapping(raw, str(path))
+        ) from (None if secret else error)
+    return _mapping(raw, str(path), secret)
 
 
-def build(section: type[Section], raw: Any, *, where: str, manual: str) -> Section:
+def build(section: type[Section], raw: Any, *, where: str, manual: str, secret: bool = False) -> Section:
     """Make the dataclass `section` from a mapping.
 
     Args:
@@ -36,36 +41,42 @@ def build(section: type[Section], raw: Any, *, where: str, manual: str) -> Secti
         raw: what YAML gave.
         where: how an error names this place, such as `online_retail: graph.bought`.
         manual: the file that explains every key, for the remedy.
+        secret: as for `read_yaml`.
 
     Raises:
         InvalidConfig: an unknown or missing key, or a value of the wrong type.
     """
-    values = _mapping(raw, where)
+    values = _mapping(raw, where, secret)
     known = [field.name for field in fields(section)]
     if unknown := [key for key in values if key not in known]:
         raise InvalidConfig(
-            f"{where}: unknown key", expected=f"keys of {known}", got=f"{unknown}",
+            f"{where}: unknown key", expected=f"keys of {known}", got=_shown(unknown, secret),
             remedy=f"`{manual}` explains every key.",
         )
     required = [f.name for f in fields(section) if f.default is MISSING and f.default_factory is MISSING]
     if missing := [key for key in required if key not in values]:
         raise InvalidConfig(
-            f"{where}: missing key", expected=f"{missing}", got=f"{sorted(map(str, values)) or 'nothing'}",
+            f"{where}: missing key", expected=f"{missing}",
+            got=_shown(sorted(map(str, values)), secret) if values else "nothing",
             remedy=f"Add it; `{manual}` explains every key.",
         )
     hints = get_type_hints(section)
-    return section(**{key: _checked(value, hints[key], f"{where}.{key}") for key, value in values.items()})
+    return section(**{key: _checked(value, hints[key], f"{where}.{key}", secret) for key, value in values.items()})
 
 
-def _mapping(raw: Any, where: str) -> dict[str, Any]:
+def _shown(value: Any, secret: bool) -> str:
+    return type(value).__name__ if secret else repr(value)
+
+
+def _mapping(raw: Any, where: str, secret: bool) -> dict[str, Any]:
     if not isinstance(raw, Mapping):
         raise InvalidConfig(
-            f"{where}", expected="a mapping of keys to values", got=repr(raw), remedy="Correct the YAML."
+            f"{where}", expected="a mapping of keys to values", got=_shown(raw, secret), remedy="Correct the YAML."
         )
     return dict(raw)
 
 
-def _checked(value: Any, hint: Any, where: str) -> Any:
+def _checked(value: Any, hint: Any, where: str, secret: bool) -> Any:
     """`value` as the type `hint`; an int is a float, a list is a tuple."""
     if hint is Any:
         return value
@@ -74,12 +85,14 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
             return None
         hint = next(kind for kind in get_args(hint) if kind is not NoneType)
     if get_origin(hint) is tuple and isinstance(value, list):
-        return tuple(_checked(each, get_args(hint)[0], where) for each in value)
+        return tuple(_checked(each, get_args(hint)[0], where, secret) for each in value)
     if get_origin(hint) is dict and isinstance(value, Mapping):
-        return {str(key): _checked(each, get_args(hint)[1], f"{where}.{key}") for key, each in value.items()}
+        return {
+            str(key): _checked(each, get_args(hint)[1], f"{where}.{key}", secret) for key, each in value.items()
+        }
     if hint is float and type(value) is int:
         return float(value)
     if get_origin(hint) is not None or type(value) is not hint:
         name = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}.get(hint, str(hint))
-        raise InvalidConfig(where, expected=name, got=repr(value), remedy="Correct the value.")
+        raise InvalidConfig(where, expected=name, got=_shown(value, secret), remedy="Correct the value.")
     return value

@@ -216,6 +216,10 @@ def test_changed_files_come_into_effect_without_restart(made, serve, tmp_path, m
     roles.write_text("{")
     assert outcome(lookup, client) == "OK" and "what was there before stays valid" in caplog.text
     roles.write_text("{}")
+    roles.chmod(0o666)  # as it would be refused at the start
+    assert outcome(lookup, client) == "OK" and "mode 666" in caplog.text
+    roles.chmod(0o600)
+    roles.write_text("{} ")
     assert outcome(lookup, client) == "NOT_AUTHENTICATED"
     roles.write_text(made["tokens"].read_text())
     install(made["strange"])  # a certificate of another CA
@@ -273,6 +277,13 @@ def test_files_open_to_others_are_refused(made, tmp_path) -> None:
         ("a: {roles: [lookup], certificate: a, password: b}", "unknown key"),
         ("a: {roles: [lookup], certificate: x}\nb: {roles: [rank], certificate: x}", r"shared by \['a', 'b'\]"),
         ("- a", "mapping"),
+        ("secret-word", "mapping"),
+        ("a: secret-word", "mapping"),
+        ('a: "secret-word', "YAML"),
+        ("a: {roles: [lookup], token_sha256: [secret-word]}", "text"),
+        ("a: {roles: [lookup], secret-word: a}", "unknown key"),
+        ("a: {secret-word: a}", "unknown key"),
+        ("a: {token_sha256: secret-word}", "missing key"),
     ],
 )
 def test_roles_files_are_checked(tmp_path, text, message) -> None:
