@@ -37,6 +37,8 @@ def _flooded(serving: Serving, name: str, **conditions: Any) -> Result:
             now_seconds=AS_OF.timestamp(), seed=number, rate=rate, deadline_ms=DEADLINE_MS,
             timeout_s=DEADLINE_MS / 1e3,
         )
+        if concurrency == 1 and (failures := traffic.failures.by_code()):
+            raise RuntimeError(f"a lone client was not answered: {failures}")
         return traffic.summary()
 
     turns: list[dict[str, dict[str, Any]]] = []

@@ -14,6 +14,7 @@ allocator, has done so by then.
 import json
 import logging
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -78,15 +79,11 @@ def soak(directory: Path, *, seconds: float, every_s: float = 2.0) -> dict[str, 
         rollout = None
         while time.monotonic() < over:
             if rollout is None or rollout.poll() is not None:
-                if rollout is not None:
-                    if rollout.returncode:
-                        raise RuntimeError(f"a rollout failed: {rollout.stdout.read()[-3000:]}")
-                    rollout.stdout.close()
-                    rolled += 1
+                rolled += rollout is not None and _ended_well(rollout)
                 rollout = fleet.rollout(next(targets), "--pause", "5")
             noted.look(fleet)
             time.sleep(every_s)
-        rollout.communicate()
+        rolled += _ended_well(rollout)
     grown = noted.growth(noted.bytes), noted.growth(noted.descriptors)
     return {
         "seconds": seconds, "rollouts": rolled, "answered": dict(said),
@@ -98,6 +95,13 @@ def soak(directory: Path, *, seconds: float, every_s: float = 2.0) -> dict[str, 
         "memory_bytes": noted.bytes, "descriptors": noted.descriptors,
         "conditions": {"seconds_between": every_s, "rows": ROWS, **environment()},
     }
+
+
+def _ended_well(rollout: subprocess.Popen) -> bool:
+    said, _ = rollout.communicate()
+    if rollout.returncode:
+        raise RuntimeError(f"a rollout failed: {said[-3000:]}")
+    return True
 
 
 @contextmanager
@@ -139,13 +143,15 @@ def _traffic(fleet: Fleet) -> Iterator[Counter]:
 
     said: Counter[str] = Counter()
     errors: list[BaseException] = []
-    over = threading.Event()
+    over, counting = threading.Event(), threading.Lock()
 
     def keep_asking(ask: Callable[[np.random.Generator], str], seed: int) -> None:
         random = np.random.default_rng(seed)
         try:
             while not over.is_set():
-                said[ask(random)] += 1
+                what = ask(random)
+                with counting:
+                    said[what] += 1
         except BaseException as error:
             errors.append(error)
 
