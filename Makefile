@@ -3,7 +3,7 @@
 # make bench-publish        publishing and lookups against Feast, Redis and FBGEMM, about half an hour, into reports/bench/
 # make bench-publish-100m   one table of 100 M rows, from publishing to retiring
 # make test-crash           publish and materialize killed more than a hundred times, twelve minutes; FACET_CRASH_SEED=N repeats one
-# make bench-online         serving against tables at hand, a gRPC echo and Feast, half an hour, into reports/bench/
+# make bench-online         serving against tables at hand, a gRPC echo and Feast, twenty minutes, into reports/bench/
 # make chaos                a million ranked requests, rollouts and kills at once, every answer recomputed; half an hour
 # make soak                 fifteen minutes of everything, no process may grow
 # make fuzz                 coverage-guided fuzzing of both services, five minutes

@@ -143,6 +143,7 @@ def refusal_from(error: grpc.RpcError, target: str) -> Refusal:
 
 
 _REMEDIES = {
+    Code.OVERLOADED: "Ask another replica, or later.",
     Code.LOOKUP_UNAVAILABLE: "Check that a server listens at that address.",
     Code.DEADLINE: "Check the server's load, or allow it more time.",
     Code.INTERNAL: "See the server's log.",

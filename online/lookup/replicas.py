@@ -5,14 +5,15 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from itertools import count
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self
 
 import grpc
 
 from online.channel import open_channel
+from online.lookup.restraint import Restraint
 from online.lookup.shards import Shard
 from online.printable import printable
-from online.refusal import Code, refusal_from
+from online.refusal import CODE_KEY, Code, refusal_from
 from pipelines.contracts.errors import InvalidConfig
 
 if TYPE_CHECKING:
@@ -68,13 +69,14 @@ class _Replica:
     """One server.
 
     Attributes:
+        restraint: what is not sent to it.
         rests_until: of `time.monotonic()`; it is passed over until then.
     """
 
     def __init__(self, target: str, channels: list[grpc.Channel], open_method: Callable[[grpc.Channel], Any]) -> None:
         self.target, self.channels = target, channels
         self.methods = [open_method(channel) for channel in channels]
-        self.rests_until = 0.0
+        self.rests_until, self.restraint = 0.0, Restraint()
 
 
 class Replicas:
@@ -167,9 +169,12 @@ class Asking:
         while True:
             method = self._method()
             try:
-                return method(self.request, timeout=self._try_s())
+                answer = method(self.request, timeout=self._try_s())
             except grpc.RpcError as error:
                 self._refused(error)
+            else:
+                self._replica.restraint.taken()
+                return answer
 
     def send(self, done: Callable[[grpc.Future | None], None] | None = None) -> None:
         """Ask and return at once; `done` is called when it is answered or refused, and if it has to be
@@ -183,9 +188,12 @@ class Asking:
         if self._future is None:
             return self.call()
         try:
-            return self._future.result()
+            answer = self._future.result()
         except grpc.RpcError as error:
             self._refused(error)
+        else:
+            self._replica.restraint.taken()
+            return answer
         answer = self.call()
         if self._done:
             self._done(None)
@@ -204,7 +212,7 @@ class Asking:
     def _method(self) -> Any:
         self._replica, method = self._replicas.next(self._asked)
         self._sent += 1
-        return method
+        return _HELD_BACK if self._replica.restraint.holds_back() else method
 
     def _try_s(self) -> float:
         """Until when this try is waited for: a server that hangs must leave time to ask another."""
@@ -217,6 +225,10 @@ class Asking:
         refusal, replica = refusal_from(error, self._replica.target), self._replica
         if refusal.code in (Code.LOOKUP_UNAVAILABLE, Code.DEADLINE):
             replica.rests_until = time.monotonic() + REST_S
+        if refusal.code is not Code.OVERLOADED:
+            replica.restraint.taken()
+        elif not isinstance(error, _HeldBack):
+            replica.restraint.refused()
         if refusal.code not in self._patience.again or self._sent >= self._patience.attempts:
             raise refusal from error
         self._asked = (*self._asked, replica)
@@ -234,3 +246,38 @@ class Asking:
             raise refusal from error
         logger.info("request %s: %s; trying again", printable(self.request.request_id), refusal)
         time.sleep(pause_s)
+
+
+class _HeldBack(grpc.RpcError):
+    """Said in place of a server that would very likely say the same."""
+
+    def code(self) -> grpc.StatusCode:
+        return Code.OVERLOADED.status
+
+    def details(self) -> str:
+        return "it refuses others for overload; this request was not sent"
+
+    def trailing_metadata(self) -> tuple[tuple[str, str], ...]:
+        return ((CODE_KEY, Code.OVERLOADED.name),)
+
+
+class _HeldBackMethod:
+    """Stands in for a remote method, and for the future of its call."""
+
+    def __call__(self, request: Any, timeout: float) -> NoReturn:
+        raise _HeldBack
+
+    def future(self, request: Any, timeout: float) -> Self:
+        return self
+
+    def result(self) -> NoReturn:
+        raise _HeldBack
+
+    def add_done_callback(self, done: Callable[[Any], None]) -> None:
+        done(self)
+
+    def cancel(self) -> None:
+        pass
+
+
+_HELD_BACK = _HeldBackMethod()
