@@ -22,6 +22,8 @@ __all__ = ["HostedVersion", "HostedVersions", "no_tables"]
 
 logger = logging.getLogger(__name__)
 
+ANY_ID = np.zeros(1, np.int64)
+
 
 @dataclass(slots=True, eq=False)
 class HostedVersion:
@@ -284,6 +286,8 @@ class HostedVersions:
             with ExitStack() as pin:
                 pin.enter_context(self._pin(version))
                 reader = self._open(version)
+                for table in reader.tables.values():  # on a new machine, the first lookup compiles for seconds
+                    table.lookup(ANY_ID)
                 hosted = HostedVersion(version, reader, reader.manifest.sha256, pin.pop_all(), draining)
             with self._changed:
                 self._hosted[version] = hosted
