@@ -9,7 +9,8 @@ from online.listening import Listening
 from online.lookup.hosted import HostedVersions
 from online.lookup.service import CpuTierAdminService, LookupService
 from online.lookup.shards import Shard
-from online.lookup.workers import WorkerAdmin, Workers, WorkersAdminService, reserve_port, state_from_parent
+from online.lookup.worker import WorkerAdmin, state_from_parent
+from online.lookup.workers import Workers, WorkersAdminService, reserve_port
 from online.proto import admin_pb2_grpc, lookup_pb2_grpc
 from online.reader import VersionReader
 from online.server import Endpoint, serve_until_stopped

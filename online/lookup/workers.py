@@ -18,7 +18,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -32,17 +31,17 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from online.host_state import HostState
+from online.lookup.worker import FOLDER_PREFIX
 from online.observe.metrics import WORKERS_DIRECTORY
 from online.proto import admin_pb2, admin_pb2_grpc
 from online.refusal import CODE_KEY, Code, Refusal, refusal_from, refusals_to_status
 from online.server import STOP_GRACE_S
 from pipelines.contracts.errors import InvalidConfig, Unavailable
 
-__all__ = ["WorkerAdmin", "Workers", "WorkersAdminService", "merged", "reserve_port", "state_from_parent"]
+__all__ = ["Workers", "WorkersAdminService", "merged", "reserve_port"]
 
 logger = logging.getLogger(__name__)
 
-FOLDER_PREFIX = "facet-workers-"
 GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)  # what a call to a worker that ends comes to
 LONGEST_S = 3600.0  # that a load may take, and a start
 STATUS_S = 5.0
@@ -390,46 +389,3 @@ class WorkersAdminService(admin_pb2_grpc.CpuTierAdminServicer):
         with refusals_to_status(context, f"{method} {request.version}"):
             # Of a call without a deadline, gRPC says that more time is left than it allows a call.
             return self._workers.change(method, request, min(context.time_remaining() or LONGEST_S, LONGEST_S))
-
-
-# ---- the worker's side
-
-
-def state_from_parent(socket_path: str) -> tuple[HostState, bool]:
-    """What this worker is to hold, and whether it must hold all of it. From now on it ends when its parent does."""
-    told = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, args=(Path(socket_path).parent,), name="parent", daemon=True).start()
-    return HostState.from_dict(told["state"]), told["whole"]
-
-
-def _end_with_parent(folder: Path) -> None:
-    sys.stdin.read()  # returns when the last writer is gone, which only the parent is
-    if folder.name.startswith(FOLDER_PREFIX):
-        shutil.rmtree(folder, ignore_errors=True)
-    os._exit(1)  # at once: whoever starts the host again needs the port
-
-
-class _Alive(health_pb2_grpc.HealthServicer):
-    """Says so, in a thread of its own: changes, which may wait for one another for minutes, may have all others."""
-
-    def Check(self, request: object, context: grpc.ServicerContext) -> health_pb2.HealthCheckResponse:
-        return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
-
-    Check.experimental_thread_pool = ThreadPoolExecutor(1, thread_name_prefix="alive")
-
-
-class WorkerAdmin:
-    """A worker's admin service, on a socket that only its own user can reach; stands in for an `Endpoint`."""
-
-    name, port = "admin", 0
-
-    def __init__(self, socket_path: str) -> None:
-        self.server = grpc.server(ThreadPoolExecutor(4, thread_name_prefix=self.name))
-        health_pb2_grpc.add_HealthServicer_to_server(_Alive(), self.server)
-        self.server.add_insecure_port(f"unix:{socket_path}")
-
-    def start(self) -> None:
-        self.server.start()
-
-    def stop(self) -> threading.Event:
-        return self.server.stop(STOP_GRACE_S)

@@ -184,7 +184,7 @@ import sys, time
 from types import SimpleNamespace
 from online.lookup.hosted import HostedVersions
 from online.lookup.service import CpuTierAdminService
-from online.lookup.workers import WorkerAdmin, state_from_parent
+from online.lookup.worker import WorkerAdmin, state_from_parent
 from online.proto import admin_pb2_grpc
 from online.server import serve_until_stopped
 from pipelines.contracts.errors import Unavailable
