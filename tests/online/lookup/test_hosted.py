@@ -13,7 +13,7 @@ from online.host_state import HostMemory, HostState
 from online.lookup.hosted import HostedVersions
 from online.reader import VersionReader
 from online.refusal import Code, Refusal
-from pipelines.contracts.errors import VersionNotFound
+from pipelines.contracts.errors import Unavailable, VersionNotFound
 
 CANARY_ID = next(name for name in map(str, range(100)) if zlib.crc32(name.encode()) < 2**28)
 OTHER_ID = next(name for name in map(str, range(100)) if zlib.crc32(name.encode()) >= 2**31)
@@ -218,3 +218,17 @@ class TestMemory:
             self.without(opened, 2).restore(HostState((1, 2), (1,), 2))
         with pytest.raises(VersionNotFound):
             self.without(opened, 2).restore(HostState((1, 2), preferred=1), whole=True)
+
+
+def test_a_version_whose_rows_cannot_be_read_never_answers(opened, monkeypatch) -> None:
+    """A row of every table is read before: on a new machine, the first lookup also compiles for seconds."""
+
+    def unreadable(ids) -> None:
+        raise Unavailable("rows", expected="an answer", got="none", remedy="Start the server.")
+
+    monkeypatch.setattr(opened[2].tables["item.kge"], "lookup", unreadable)
+    hosted = HostedVersions(opened.__getitem__)
+    hosted.load(1)
+    with pytest.raises(Unavailable):
+        hosted.load(2)
+    assert hosted.state() == HostState((1,), preferred=1)
