@@ -26,7 +26,7 @@ test: setup
 	  apt-get update --quiet && apt-get install --yes --no-install-recommends redis-server; } || \
 	  { echo "Tests start a Redis server of their own and need its program: sudo apt-get install redis-server"; exit 1; }
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile  # tests of a file share what they start
 
 test-crash: setup
 	$(BIN)/python -m pytest -m crash -s tests/pipelines/test_crash_series.py

@@ -246,7 +246,15 @@ def test_without_a_cpu_tier_it_refuses_in_bounded_time_and_recovers(
         client.rank(1, np.array([1]), now_seconds=NOW)
     assert caught.value.code is Code.LOOKUP_UNAVAILABLE and caught.value.status is grpc.StatusCode.UNAVAILABLE
     host_cpu_tier(workspace_with_versions.workspace, (1,), port=first.endpoint.port)
-    assert client.rank(1, np.array([1]), now_seconds=NOW).version == 1
+
+    def answered() -> bool:
+        try:
+            return client.rank(1, np.array([1]), now_seconds=NOW).version == 1
+        except Refusal as refusal:  # until the next attempt to connect, up to a second away
+            assert refusal.code is Code.LOOKUP_UNAVAILABLE
+            return False
+
+    until(answered)
     client.close()
 
 
