@@ -48,6 +48,7 @@ class LookupService(lookup_pb2_grpc.LookupServicer):
     ) -> None:
         self._versions, self._max_ids, self._shard = versions, max_ids, shard
         self._admission = admission or Admission(slots=1024)
+        shard.strays(np.zeros(1, np.int64))  # loads what is compiled now, so that no request waits for it
 
     def Lookup(self, request: lookup_pb2.LookupRequest, context: grpc.ServicerContext) -> lookup_pb2.LookupResponse:
         request_id = request.request_id

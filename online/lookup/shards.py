@@ -7,6 +7,7 @@ import numpy as np
 from numba import njit
 
 from pipelines.contracts.errors import InvalidConfig
+from pipelines.contracts.ids import batch_of
 from pipelines.contracts.segment_index import finalize
 
 __all__ = ["MAX_SHARDS", "Cut", "Shard", "cut", "shard_of"]
@@ -52,7 +53,7 @@ class Shard:
 
     def strays(self, ids: np.ndarray) -> int:
         """How many of `ids` (int64 (B,)) fall into another shard."""
-        return 0 if self.count == 1 else _strays(ids, self.index, self.count)
+        return 0 if self.count == 1 else _strays(batch_of(ids), self.index, self.count)
 
 
 def shard_of(ids: np.ndarray, count: int) -> np.ndarray:
@@ -61,7 +62,7 @@ def shard_of(ids: np.ndarray, count: int) -> np.ndarray:
     >>> shard_of(np.arange(8), 2).tolist()
     [0, 0, 1, 0, 1, 1, 1, 0]
     """
-    ids = np.ascontiguousarray(ids, np.int64)
+    ids = batch_of(ids)
     shards = np.empty(len(ids), np.int64)
     _shard_of(ids, count, shards)
     return shards
@@ -96,7 +97,7 @@ class Cut:
 
 def cut(ids: np.ndarray, count: int) -> Cut:
     """Sort a batch, int64 (B,), by shard; within a shard the order stays."""
-    ids = np.ascontiguousarray(ids, np.int64)
+    ids = batch_of(ids)
     by_shard, places, bounds = np.empty_like(ids), np.empty_like(ids), np.zeros(count + 1, np.int64)
     _cut(ids, count, by_shard, places, bounds)
     return Cut(by_shard, places, bounds.tolist())

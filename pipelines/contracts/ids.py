@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from pipelines.contracts.errors import InvalidEvents
 
-__all__ = ["as_ids", "id_of"]
+__all__ = ["as_ids", "batch_of", "id_of"]
 
 
 def id_of(text: str) -> int:
@@ -46,3 +46,19 @@ def as_ids(names: pa.ChunkedArray | pa.Array) -> np.ndarray:
             "two names share one 63-bit id", expected="distinct ids", got="a collision", remedy="Rename one of them."
         )
     return unique[encoded.indices.to_numpy()]
+
+
+def batch_of(ids: np.ndarray) -> np.ndarray:
+    """A batch as compiled kernels take it: int64 (B,), contiguous, and always read-only, as it comes off the wire.
+
+    To Numba an array that may be written to is another type. Of the two kinds, one would be compiled by the first
+    request that brings it, which on a new machine waits for seconds.
+
+    >>> batch_of(np.array([1, 2])).flags.writeable
+    False
+    """
+    ids = np.ascontiguousarray(ids, np.int64)
+    if ids.flags.writeable:
+        ids = ids.view()  # the caller's own array stays as it is
+        ids.flags.writeable = False
+    return ids

@@ -26,6 +26,7 @@ from numba import njit
 
 from pipelines.contracts.errors import IntegrityError
 from pipelines.contracts.hashing import bucket_of
+from pipelines.contracts.ids import batch_of
 from pipelines.contracts.perfect_hash import load64
 from pipelines.contracts.spec import TableSpec
 
@@ -181,7 +182,7 @@ def find_rows(
     bounds = np.zeros(len(values) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, values), np.int64, len(values)), out=bounds[1:])
     rows, found = np.empty((len(ids), row_bytes), np.uint8), np.zeros(len(ids), np.bool_)
-    _find(np.frombuffer(b"".join(values), np.uint8), bounds, ids, places, rows, found)
+    _find(np.frombuffer(b"".join(values), np.uint8), bounds, batch_of(ids), places, rows, found)
     return rows, found
 
 

@@ -39,6 +39,7 @@ import numpy as np
 from pipelines.contracts.durable import sha256_of
 from pipelines.contracts.errors import IntegrityError, VersionNotFound
 from pipelines.contracts.hashing import seed_mask
+from pipelines.contracts.ids import batch_of
 from pipelines.contracts.sealed import read_sealed
 from pipelines.contracts.segment_index import MIN_ROW_BYTES, gather, locate, parts_table, row_stride
 from pipelines.contracts.spec import TableSpec
@@ -130,7 +131,7 @@ class Segment:
             rows: uint8, shape (B, row_bytes).
             found: bool, shape (B,); True wherever the id rule gives the id a row, its own or a bucket's.
         """
-        ids = np.ascontiguousarray(ids, np.int64)
+        ids = batch_of(ids)
         size = len(ids) * self._row_bytes
         rows, found = np.empty(size + MIN_ROW_BYTES, np.uint8), np.empty(len(ids), np.bool_)
         gather(ids, *self.index, self.default, self._row_bytes, rows, found)
@@ -138,7 +139,7 @@ class Segment:
 
     def positions(self, ids: np.ndarray) -> np.ndarray:
         """Row number of each id in `rows`, or -1: int64 (B,) -> int64 (B,)."""
-        ids = np.ascontiguousarray(ids, np.int64)
+        ids = batch_of(ids)
         out = np.empty(len(ids), np.int64)
         locate(ids, *self.index, out)
         return out

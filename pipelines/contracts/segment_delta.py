@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines.contracts.ids import batch_of
 from pipelines.contracts.segment import Segment, check_files, mapped, read_header
 from pipelines.contracts.segment_index import MIN_ROW_BYTES, gather_newer
 from pipelines.contracts.spec import TableSpec
@@ -80,7 +81,7 @@ class DeltaSegment:
 
     def lookup(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As `Segment.lookup`: int64 (B,) -> rows uint8 (B, row_bytes), found bool (B,)."""
-        ids = np.ascontiguousarray(ids, np.int64)
+        ids = batch_of(ids)
         size = len(ids) * self._row_bytes
         rows, found = np.empty(size + MIN_ROW_BYTES, np.uint8), np.empty(len(ids), np.bool_)
         gather_newer(

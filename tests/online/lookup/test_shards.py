@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from online.lookup import shards
 from online.lookup.shards import MAX_SHARDS, Shard, cut, shard_of
 from pipelines.contracts.errors import InvalidConfig
 from pipelines.contracts.hashing import bucket_of, hash64
@@ -78,3 +79,11 @@ def test_any_text_is_a_shard_or_is_refused(text: str) -> None:
     except InvalidConfig:
         return
     assert 0 <= shard.index < shard.count
+
+
+def test_ids_off_the_wire_and_ids_that_were_made_are_one_type_to_the_kernels() -> None:
+    """Else the first request of either kind compiles."""
+    for asked in (np.array([1]), np.frombuffer(bytes(8), "<i8")):
+        assert Shard(0, 2).strays(cut(asked, 2).of(0)) == Shard(1, 2).strays(cut(asked, 2).of(1)) == 0
+        assert Shard(0, 2).strays(asked) + Shard(1, 2).strays(asked) == 1
+    assert not any(signature[0].mutable for kernel in (shards._cut, shards._strays) for signature in kernel.signatures)

@@ -44,3 +44,10 @@ def test_a_collision_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ids, "id_of", len)
     with pytest.raises(InvalidEvents, match="collision"):
         ids.as_ids(pa.array(["ab", "cd"]))
+
+
+def test_a_batch_is_the_callers_array_which_stays_as_it_is() -> None:
+    given = np.array([1, 2])
+    batch = ids.batch_of(given)
+    assert np.shares_memory(batch, given) and given.flags.writeable and not batch.flags.writeable
+    assert np.array_equal(ids.batch_of(given[::-1]), [2, 1])

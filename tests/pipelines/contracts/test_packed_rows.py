@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis.crc import key_slot
 
+from pipelines.contracts import packed_rows
 from pipelines.contracts.errors import IntegrityError
 from pipelines.contracts.packed_rows import SHARDS, PackedLayout, are_whole, find_rows, pack, unpack
 from pipelines.contracts.spec import TableSpec
@@ -108,3 +109,10 @@ def test_a_record_that_is_no_layout(change: dict) -> None:
         PackedLayout.from_json(text.encode(), where="here")
     with pytest.raises(IntegrityError, match="here cannot be understood"):
         PackedLayout.from_json(b"\xff", where="here")
+
+
+def test_ids_off_the_wire_and_ids_that_were_made_are_one_type_to_the_kernel() -> None:
+    """Else the first request of either kind compiles."""
+    for asked in (np.array([1]), np.frombuffer(bytes(8), "<i8")):
+        find_rows([bytes(4)], asked, np.zeros(1, np.int64), row_bytes=8)
+    assert not any(signature[2].mutable for signature in packed_rows._find.signatures)

@@ -3,16 +3,19 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numba
 import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.contracts import segment
 from pipelines.contracts.errors import IntegrityError, InvalidTable, VersionNotFound
 from pipelines.contracts.hashing import bucket_of
 from pipelines.contracts.rowcodec import codec
 from pipelines.contracts.segment import ARRAYS, HEADER_NAME, Segment, ranges_of
+from pipelines.contracts.segment_index import gather
 from pipelines.contracts.segment_writer import write_segment
 from pipelines.contracts.spec import TableSpec
 
@@ -300,3 +303,22 @@ def test_a_quarter_of_the_rows_is_in_the_memory_of_a_host_of_four(tmp_path: Path
     part.lookup(ids[bucket_of(ids, buckets=4, seed=0) == 2])
     assert resident() == held  # what it is asked for was there
     assert part.lookup(ids)[0].tobytes() == truth == packed.tobytes()  # and any other it has as well
+
+
+def test_ids_off_the_wire_and_ids_that_were_made_are_one_type_to_the_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the first request of either kind compiles."""
+    spec = TableSpec("item.kge", 8, 1, "int4", "vocabulary", "00" * 8)
+    row = pa.record_batch({"id": pa.array([1], pa.int64()), "row": pa.array([bytes(8)], pa.binary(8))})
+    write_segment(tmp_path / "segment", spec=spec, version=1, manifest_sha256="", batches=[row])
+    opened, types = Segment.open(tmp_path / "segment"), set()
+
+    def watched(ids: np.ndarray, *arrays: object) -> None:
+        types.add(numba.typeof(ids))
+        gather(ids, *arrays)
+
+    monkeypatch.setattr(segment, "gather", watched)
+    for asked in (np.array([1, 2]), np.frombuffer(np.array([1, 2]).tobytes(), "<i8")):
+        assert opened.lookup(asked)[1].tolist() == [True, False]
+    assert len(types) == 1
