@@ -27,7 +27,6 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.contracts.errors import FacetError, IntegrityError, VersionConflict, VersionNotFound
-from pipelines.contracts.ids import batch_of
 from pipelines.contracts.packed_rows import ID_BYTES, PackedLayout, are_whole, find_rows, pack
 from pipelines.contracts.redis_client import reaching
 from pipelines.contracts.spec import TableSpec
@@ -93,7 +92,7 @@ class RedisTable:
             VersionNotFound: the table was retired meanwhile.
             Unavailable: the server does not answer.
         """
-        ids = batch_of(ids)
+        ids = np.ascontiguousarray(ids, np.int64)
         in_buckets = self._rule.stored_ids(ids, vocabulary=ids[:0])
         if self._rule.name == "hash":
             rows, found = self._read(in_buckets)

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from online.admission import Admission
 from online.channel import open_channel
+from online.lookup import shards
 from online.lookup.client import LookupClient
-from online.lookup.service import packed_ids
+from online.lookup.hosted import HostedVersions
+from online.lookup.service import LookupService, packed_ids
 from online.lookup.shards import Shard, shard_of
 from online.proto import admin_pb2, admin_pb2_grpc, lookup_pb2, lookup_pb2_grpc
 from online.refusal import Code
@@ -198,6 +200,13 @@ def test_a_canary_of_whole_requests_by_their_id(workspace_with_versions, host_cp
             assert stub.Lookup(request).version == (2 if zlib.crc32(name.encode()) < 2**30 else 1)
         status = admin.Promote(admin_pb2.VersionRequest(version=2))
         assert (status.preferred, status.canary, status.canary_share) == (2, 0, 0)
+
+
+def test_what_a_shard_needs_is_compiled_before_the_first_request(monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(shards, "_strays", lambda ids, index, count: asked.append((index, count)) or 0)
+    LookupService(HostedVersions(lambda version: None), shard=Shard(1, 2))
+    assert asked == [(1, 2)]
 
 
 def test_packed_ids_are_little_endian() -> None:
