@@ -1,10 +1,10 @@
-# make demo    everything, on real data, in about eight minutes      make test    the whole test suite
+# make demo    everything, on real data, in about nine minutes      make test    the whole test suite
 # make setup   only the environment                                  make proto   gRPC code from online/proto/lookup.proto online/proto/rank.proto online/proto/admin.proto
 # make bench-publish        publishing and lookups against Feast, Redis and FBGEMM, about half an hour, into reports/bench/
 # make bench-publish-100m   one table of 100 M rows, from publishing to retiring
 # make test-crash           publish and materialize killed more than a hundred times, twelve minutes; FACET_CRASH_SEED=N repeats one
-# make bench-online         serving against tables at hand, a gRPC echo and Feast, twenty minutes, into reports/bench/
-# make chaos                a million ranked requests, rollouts and kills at once, every answer recomputed; half an hour
+# make bench-online         serving against tables at hand, a gRPC echo and Feast, 25 to 45 minutes, into reports/bench/
+# make chaos                a million ranked requests, rollouts and kills at once, every answer recomputed; about an hour
 # make soak                 fifteen minutes of everything, no process may grow
 # make fuzz                 coverage-guided fuzzing of both services, five minutes
 # On a machine with an NVIDIA GPU: make LOCK=requirements/cuda.lock demo
@@ -57,7 +57,7 @@ chaos soak: setup
 	$(BIN)/python -m tests.benchmarks.$@
 
 fuzz: setup
-	for target in lookup rank gate shards manifest; do \
+	for target in lookup wire rank gate shards manifest; do \
 	  $(BIN)/python -m tests.online.fuzz $$target -max_total_time=60 || exit 1; done
 
 clean:

@@ -3,7 +3,8 @@
 import threading
 import time
 from collections import deque
-from types import TracebackType
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from online.refusal import Code, Refusal
 
@@ -17,16 +18,17 @@ class Admission:
     """At most `slots` requests inside; the others wait in the order in which they came.
 
     ```
-    admit ──► a free slot, nobody waiting ──► inside ──► the slot goes straight to who has waited longest
+    enter ──► a free slot, nobody waiting ──► inside ──► leave: the slot goes straight to who has waited longest
          ├──► no free slot ─────────────────► waits ───► its deadline passes: DEADLINE
-         └──► could not be done in time ────► DEADLINE, at once
+         └──► could not be done in time ────► OVERLOADED, at once
     ```
 
     Under overload a server thus works at its full rate on requests that still can be answered in time, and who cannot
-    be knows at once. How many wait is up to the server's threads (`online.door`). Safe to use from many threads.
+    be knows at once: most from `online.door`, which asks `late` before it reads a message, and whose threads bound how
+    many wait. Safe to use from many threads.
 
     >>> admission = Admission(slots=2)
-    >>> with admission.admit(0.5) as waited_s:
+    >>> with admission.admit(lambda: 0.5) as waited_s:
     ...     admission.in_flight, waited_s
     (1, 0.0)
 
@@ -42,7 +44,7 @@ class Admission:
             raise ValueError(f"expected slots >= 1, got {slots}")
         self.slots = slots
         self.in_flight = 0
-        self._waiters: deque[_Admitted] = deque()
+        self._waiters: deque[threading.Lock] = deque()  # locked until a request's turn comes
         self._mean_s = 0.0  # time inside, of late
         self._lock = threading.Lock()
 
@@ -50,35 +52,69 @@ class Admission:
     def waiting(self) -> int:
         return len(self._waiters)
 
-    def admit(self, remaining_s: float | None = None) -> "_Admitted":
-        """A context manager: entering it waits for a slot and gives the seconds waited; leaving it frees the slot.
+    @contextmanager
+    def admit(self, remaining: Callable[[], float | None] = lambda: None) -> Iterator[float]:
+        """`enter` and `leave` around a block, which gets the seconds waited."""
+        waited_s = self.enter(remaining)
+        began = time.perf_counter()
+        try:
+            yield waited_s
+        finally:
+            self.leave(time.perf_counter() - began)
+
+    def enter(self, remaining: Callable[[], float | None]) -> float:
+        """Wait for a slot, which is the caller's until `leave`; the seconds waited.
 
         Args:
-            remaining_s: until the caller's deadline; None: it has none.
+            remaining: says how many seconds are left until the caller's deadline, None if it has none. Asked for only
+                where there is no free slot: to try is then as cheap as to refuse.
 
-        Raises (when it is entered):
-            Refusal: DEADLINE, at once, when the deadline is over or too near for this request's turn to come; later,
-                when it passes while the request waits.
+        Raises:
+            Refusal: OVERLOADED, at once, when the deadline is too near for this request's turn to come; DEADLINE, when
+                it is over, or passes while the request waits.
         """
-        return _Admitted(self, remaining_s)
-
-    def _enter(self, request: "_Admitted") -> float:
-        remaining_s = request.remaining_s
-        if remaining_s is not None and remaining_s <= 0:
-            raise _too_late("the deadline was over when the request came")
         with self._lock:
             if self.in_flight < self.slots:  # then nobody waits: a freed slot goes to who waits, if anybody does
                 self.in_flight += 1
                 return 0.0
-            ahead = len(self._waiters)
-            if remaining_s is not None and remaining_s < MARGIN * self._mean_s * ((ahead + 1) / self.slots + 1):
-                raise _too_late(f"{remaining_s * 1e3:.0f} ms are left, and {ahead} requests wait before this one")
-            request.turn = threading.Lock()
-            request.turn.acquire()
-            self._waiters.append(request)
+        return self._wait(remaining())
+
+    def late(self, remaining: Callable[[], float | None]) -> Refusal | None:
+        """The refusal of a request that came now and could not be answered in time; None where it is to `enter`."""
+        if self.in_flight < self.slots or (remaining_s := remaining()) is None:
+            return None
+        if remaining_s <= 0:
+            return _too_late("the deadline was over when the request came")
+        ahead = len(self._waiters)
+        if remaining_s < MARGIN * self._mean_s * ((ahead + 1) / self.slots + 1):
+            # Not DEADLINE, which is also what is said of a server that hangs: clients send less to one in overload.
+            return Refusal(
+                Code.OVERLOADED, "this server has too much to do to answer in time",
+                expected="fewer requests, or more time",
+                got=f"{remaining_s * 1e3:.0f} ms are left, and {ahead} requests wait before this one",
+                remedy="Ask another replica, or later; nothing was begun.",
+            )
+        return None
+
+    def leave(self, inside_s: float) -> None:
+        """Free the slot, after so many seconds."""
+        with self._lock:
+            self._mean_s += (inside_s - self._mean_s) * MEMORY
+            self._pass_on()
+
+    def _wait(self, remaining_s: float | None) -> float:
+        with self._lock:
+            if self.in_flight < self.slots:  # one was freed meanwhile
+                self.in_flight += 1
+                return 0.0
+            if late := self.late(lambda: remaining_s):
+                raise late
+            turn = threading.Lock()
+            turn.acquire()
+            self._waiters.append(turn)
         began = time.perf_counter()
-        if not request.turn.acquire(timeout=-1 if remaining_s is None else min(remaining_s, threading.TIMEOUT_MAX)):
-            self._give_up(request)
+        if not turn.acquire(timeout=-1 if remaining_s is None else min(remaining_s, threading.TIMEOUT_MAX)):
+            self._give_up(turn)
             raise _too_late("it passed while the request waited for its turn")
         waited_s = time.perf_counter() - began
         if remaining_s is not None and remaining_s - waited_s < self._mean_s:  # an answer would come too late
@@ -87,43 +123,18 @@ class Admission:
             raise _too_late(f"{(remaining_s - waited_s) * 1e3:.0f} ms were left when its turn came")
         return waited_s
 
-    def _give_up(self, request: "_Admitted") -> None:
+    def _give_up(self, turn: threading.Lock) -> None:
         with self._lock:
-            if request in self._waiters:
-                self._waiters.remove(request)
-            else:  # its turn came in this very moment
+            if turn in self._waiters:
+                self._waiters.remove(turn)
+            else:  # it came in this very moment
                 self._pass_on()
-
-    def _leave(self, inside_s: float) -> None:
-        with self._lock:
-            self._mean_s += (inside_s - self._mean_s) * MEMORY
-            self._pass_on()
 
     def _pass_on(self) -> None:
         if self._waiters:
-            self._waiters.popleft().turn.release()  # the slot changes hands; it never is free in between
+            self._waiters.popleft().release()  # the slot changes hands; it never is free in between
         else:
             self.in_flight -= 1
-
-
-class _Admitted:
-    """One request's way through; a class and not a generator, which would take three times as long."""
-
-    __slots__ = ("_admission", "_began", "remaining_s", "turn")
-
-    def __init__(self, admission: Admission, remaining_s: float | None) -> None:
-        self._admission, self.remaining_s = admission, remaining_s
-        self.turn: threading.Lock | None = None
-
-    def __enter__(self) -> float:
-        waited_s = self._admission._enter(self)
-        self._began = time.perf_counter()
-        return waited_s
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._admission._leave(time.perf_counter() - self._began)
 
 
 def _too_late(got: str) -> Refusal:

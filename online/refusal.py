@@ -10,7 +10,7 @@ import grpc
 from online.printable import printable, shortened
 from pipelines.contracts.errors import FacetError, IntegrityError, NotPrepared, Unavailable, VersionNotFound
 
-__all__ = ["Code", "Refusal", "abort", "as_refusal", "refusal_from", "refusals_to_status"]
+__all__ = ["Code", "Refusal", "abort", "as_refusal", "refusal_from", "refusals_to_status", "refuse"]
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Refusal(FacetError):
 
 
 class refusals_to_status:
-    """Run a servicer's method: a `FacetError` becomes its status and trailing metadata, a defect becomes INTERNAL.
+    """Run a servicer's method; an error of its own ends the call as `refuse` says.
 
     A class and not a generator, which would take three times as long.
     """
@@ -86,16 +86,20 @@ class refusals_to_status:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None or not isinstance(error, Exception):
-            return
-        if isinstance(error, FacetError):
-            abort(self._context, as_refusal(error))
-        named = f"request {printable(self._request_id)}"
-        logger.error("%s failed", named, exc_info=error)
-        abort(self._context, Refusal(
-            Code.INTERNAL, named, expected="an answer", got="a defect of the server",
-            remedy="The server's log has the details under this request id.",
-        ))  # fmt: skip
+        if isinstance(error, Exception):
+            refuse(self._context, error, self._request_id)
+
+
+def refuse(context: grpc.ServicerContext, error: Exception, request_id: str = "") -> NoReturn:
+    """End a call by an error: a `FacetError` becomes its status and trailing metadata, a defect becomes INTERNAL."""
+    if isinstance(error, FacetError):
+        abort(context, as_refusal(error))
+    named = f"request {printable(request_id)}"
+    logger.error("%s failed", named, exc_info=error)
+    abort(context, Refusal(
+        Code.INTERNAL, named, expected="an answer", got="a defect of the server",
+        remedy="The server's log has the details under this request id.",
+    ))  # fmt: skip
 
 
 def abort(context: grpc.ServicerContext, refusal: Refusal) -> NoReturn:

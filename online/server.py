@@ -66,16 +66,15 @@ class Endpoint:
     checks: health.HealthServicer = field(init=False)
 
     def __post_init__(self) -> None:
-        door = Door(self.threads, self.name) if self.refuse_more else None
+        arrivals = Arrivals(self.limits.message_s)
+        door = Door(self.threads, self.name, arrivals) if self.refuse_more else None
         threads = OPEN_THREADS + (0 if door else self.threads)
         self._inner = grpc.server(
             ThreadPoolExecutor(threads, thread_name_prefix=self.name),
             # Without so_reuseport=0 a second server would silently share the port and take half of its requests.
             options=[*self.limits.options(), ("grpc.so_reuseport", int(self.reuse_port))],
         )
-        self.server = GuardedServer(
-            self._inner, self._gate(), Arrivals(self.limits.message_s), door=door, name=self.name
-        )
+        self.server = GuardedServer(self._inner, self._gate(), arrivals, door=door, name=self.name)
         self.checks = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self.checks, self._inner)
         self.checks.set("", health_pb2.HealthCheckResponse.NOT_SERVING)

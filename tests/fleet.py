@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -214,7 +214,10 @@ def descriptors(pid: int) -> int:
 
 def descendants(pid: int) -> list[int]:
     """Processes that a process started, and those that they started."""
-    listed = "".join(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")).split()  # of any thread
+    listed: list[str] = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):  # of any thread
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile, and has none
+            listed += path.read_text().split()
     return [descendant for child in map(int, listed) for descendant in (child, *descendants(child))]
 
 

@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,8 @@ import numpy as np
 from online.lookup.replicas import Asking, Patience, Replicas, targets_by_shard
 from online.lookup.row_source import ALL, Only, VersionRows
 from online.lookup.shards import cut
+from online.lookup.wire import LOOKUP, read_answer, request_bytes
 from online.printable import printable
-from online.proto import lookup_pb2, lookup_pb2_grpc
 from online.refusal import Code, Refusal
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 _AGAIN = frozenset({Code.LOOKUP_UNAVAILABLE, Code.DEADLINE, Code.OVERLOADED, Code.VERSION_NOT_AVAILABLE})
 _ONCE = frozenset({Code.DEADLINE, Code.VERSION_NOT_AVAILABLE})
+_ID, _FLAG = np.dtype("<i8"), np.dtype(np.bool_)
 
 Answers = dict[tuple[int, str], dict[int, VersionRows]]
 """Rows by the version they name, number and hash of the manifest, and by the shard that answered them."""
@@ -167,8 +168,7 @@ class _Question:
     ) -> None:
         self._accepted, self._request_id = accepted, request_id
         if len(shards) == 1:
-            request = _request(request_id, accepted, ids, only)
-            self.parts = [_Part(0, shards[0], request, ids, only, accepted, patience, deadline)]
+            self.parts = [_Part(None, shards[0], request_id, accepted, ids, only, patience, deadline)]
             return
         self._cuts = {name: cut(values, len(shards)) for name, values in ids.items()}
         of_shards: list[dict[str, np.ndarray]] = [{} for _ in shards]
@@ -183,9 +183,10 @@ class _Question:
         self.parts = []
         for number, tables in enumerate(of_shards):
             if tables or (not ids and not number):
-                request = _request(request_id, accepted, tables, only)
-                request.shard.index, request.shard.count = number, len(shards)
-                self.parts.append(_Part(number, shards[number], request, tables, only, accepted, patience, deadline))
+                part = number, len(shards)
+                self.parts.append(
+                    _Part(part, shards[number], request_id, accepted, tables, only, patience, deadline)
+                )
 
     def rows(self) -> VersionRows:
         """Wait for the parts until they agree; raises `Refusal`."""
@@ -272,64 +273,61 @@ class _Question:
         return VersionRows(some.version, some.manifest_sha256, rows, found)
 
 
-def _request(
-    request_id: str, accepted: Sequence[int], tables: Mapping[str, np.ndarray], only: Only
-) -> lookup_pb2.LookupRequest:
-    request = lookup_pb2.LookupRequest(request_id=request_id, accepted_versions=accepted)
-    for name, ids in tables.items():
-        request.tables.add(name=name, ids=np.ascontiguousarray(ids, "<i8").tobytes(), versions=only.get(name))
-    return request
+class _Part(Asking):
+    """What one shard is asked, and the rows it answers.
 
+    Args:
+        shard: index and count; None: the only one.
+    """
 
-class _Part:
-    """What one shard is asked, and the rows it answers."""
-
-    __slots__ = ("_accepted", "_asking", "_deadline", "_ids", "_only", "_patience", "_replicas", "_request", "number")
+    __slots__ = ("_accepted", "_ids", "_only", "_shard")
 
     def __init__(
-        self, number: int, replicas: Replicas, request: lookup_pb2.LookupRequest, ids: Mapping[str, np.ndarray],
-        only: Only, accepted: Sequence[int], patience: Patience, deadline: float,
+        self, shard: tuple[int, int] | None, replicas: Replicas, request_id: str, accepted: Sequence[int],
+        ids: Mapping[str, np.ndarray], only: Only, patience: Patience, deadline: float,
     ) -> None:
-        self.number = number
-        self._replicas, self._request, self._ids, self._only = replicas, request, ids, only
-        self._accepted = accepted
-        self._patience, self._deadline = patience, deadline
-        self._asking = Asking(replicas, request, patience, deadline)
+        self._shard, self._accepted, self._ids, self._only = shard, accepted, ids, only
+        super().__init__(replicas, self._request(request_id), request_id, patience, deadline)
 
-    def send(self, done: Callable[[Any], None] | None = None) -> None:
-        self._asking.send(done)
+    @property
+    def number(self) -> int:
+        """Of the shard."""
+        return self._shard[0] if self._shard else 0
 
-    def cancel(self) -> None:
-        self._asking.cancel()
+    def _request(self, request_id: str) -> bytes:
+        tables = [
+            (name, np.ascontiguousarray(ids, _ID), self._only.get(name, ())) for name, ids in self._ids.items()
+        ]
+        return request_bytes(request_id, self._accepted, tables, self._shard)
 
     def accept_only(self, version: int) -> None:
         """Be ready to ask anew, for this version."""
         self._accepted = (version,)
-        self._request.accepted_versions[:] = self._accepted
-        self._asking = Asking(self._replicas, self._request, self._patience, self._deadline)
+        self.request = self._request(self.request_id)
+        self.start_over()
 
     def rows(self) -> VersionRows:
         """Wait for what was sent, or ask and wait in this thread; raises `Refusal`."""
-        answer = self._asking.result()
+        answer = self.result()
         rows, found = {}, {}
         version, tables, asked = answer.version, answer.tables, self._ids
         if self._only:
             asked = {name: ids for name, ids in asked.items() if version in self._only.get(name, (version,))}
         fits = version in self._accepted and len(tables) == len(asked)
-        for (name, ids), table in zip(asked.items(), tables, strict=False):
-            size, packed, mask, row_bytes = len(ids), table.rows, table.found, table.row_bytes
+        for (name, ids), (answered, row_bytes, packed, mask) in zip(asked.items(), tables, strict=False):
+            size = len(ids)
             fits = (
-                fits and table.name == name and len(mask) == size and row_bytes > 0
-                and len(packed) == size * row_bytes and not mask.translate(None, b"\0\1")
+                fits and answered == name and len(mask) == size and row_bytes > 0
+                and packed.size == size * row_bytes and not mask.translate(None, b"\0\1")
             )
             if fits:
-                rows[name] = np.frombuffer(packed, np.uint8).reshape(size, row_bytes)
-                found[name] = np.frombuffer(mask, np.bool_)
+                rows[name] = packed.reshape(size, row_bytes)
+                found[name] = np.frombuffer(mask, _FLAG)
         if not fits:
-            got = [(table.name, len(table.found), table.row_bytes, len(table.rows)) for table in tables]
+            got = [(name, len(mask), row_bytes, packed.size) for name, row_bytes, packed, mask in tables]
             sizes = {name: len(ids) for name, ids in asked.items()}
             raise Refusal(
-                Code.VERSION_MISMATCH, f"answer of {self._asking.target} to lookup {self._request.request_id}",
+                Code.VERSION_MISMATCH, f"answer of {self.target} to lookup {self.request_id}",
                 expected=f"a version of {list(self._accepted)}, and of {sizes} as many rows",
                 got=f"version {version}, and (table, rows, bytes of a row, of all) {got}",
                 remedy="Check what listens at that address.",
@@ -338,5 +336,5 @@ class _Part:
 
 
 def _lookup_method(channel: grpc.Channel) -> Any:
-    return lookup_pb2_grpc.LookupStub(channel).Lookup
+    return channel.unary_unary(f"/{LOOKUP}/Lookup", response_deserializer=read_answer)
 

@@ -11,7 +11,7 @@ from online.lookup.service import CpuTierAdminService, LookupService
 from online.lookup.shards import Shard
 from online.lookup.worker import WorkerAdmin, state_from_parent
 from online.lookup.workers import Workers, WorkersAdminService, reserve_port
-from online.proto import admin_pb2_grpc, lookup_pb2_grpc
+from online.proto import admin_pb2_grpc
 from online.reader import VersionReader
 from online.server import Endpoint, serve_until_stopped
 from pipelines.contracts.workspace import Workspace
@@ -105,7 +105,7 @@ class CpuHost:
         service = LookupService(
             hosted, max_ids=self.max_ids, shard=self.shard, admission=self.listening.admission()
         )
-        lookup_pb2_grpc.add_LookupServicer_to_server(service, endpoint.server)
+        service.add_to(endpoint.server)
 
 
 def _ready(state: HostState, ports: dict[str, int]) -> dict[str, Any]:

@@ -82,6 +82,9 @@ class HostedVersions:
     Loading happens outside the lock: requests are answered as before while a version's files are hashed and mapped.
     A load never changes which version is preferred, unless it is the first.
 
+    Attributes:
+        at_hand: whether the rows of all versions that answer lie in this machine's memory.
+
     Args:
         open_version: version number -> its reader, verified; raises what makes the version unfit.
         pin: version number -> what holds it from before it is opened until it is unloaded.
@@ -96,6 +99,7 @@ class HostedVersions:
     ) -> None:
         self._open, self._pin, self._unload_wait_s = open_version, pin, unload_wait_s
         self._hosted: dict[int, HostedVersion] = {}
+        self.at_hand = False
         self._preferred = 0
         self._canary, self._canary_share = 0, 0.0
         self._in_turn: tuple[HostedVersion, ...] = ()  # those that answer, in the order in which they are tried
@@ -330,6 +334,7 @@ class HostedVersions:
         self._in_turn = tuple(self._hosted[version] for version in answering)
         self._canary_in_turn = tuple(sorted(self._in_turn, key=lambda hosted: hosted.version != self._canary))
         self._canary_below = self._canary_share * 2**32
+        self.at_hand = all(table.at_hand for hosted in self._in_turn for table in hosted.reader.tables.values())
         metrics.set_versions(
             "cpu-tier",
             {version: "draining" if hosted.draining else "answering" for version, hosted in self._hosted.items()},

@@ -154,11 +154,18 @@ class Asking:
 
     __slots__ = (
         "_asked", "_deadline", "_done", "_final", "_future", "_patience", "_pauses", "_replica", "_replicas", "_sent",
-        "request",
+        "request", "request_id",
     )
 
-    def __init__(self, replicas: Replicas, request: Any, patience: Patience, deadline: float) -> None:
-        self._replicas, self.request, self._patience, self._deadline = replicas, request, patience, deadline
+    def __init__(
+        self, replicas: Replicas, request: Any, request_id: str, patience: Patience, deadline: float
+    ) -> None:
+        self._replicas, self._patience, self._deadline = replicas, patience, deadline
+        self.request, self.request_id = request, request_id
+        self.start_over()
+
+    def start_over(self) -> None:
+        """Be as if nothing had been sent."""
         self._sent = self._pauses = 0
         self._future: grpc.Future | None = None
         self._asked: Sequence[_Replica] = ()  # since the last pause
@@ -244,7 +251,7 @@ class Asking:
             self._pauses = min(self._pauses + 1, 16)
         if time.monotonic() + pause_s >= self._deadline:
             raise refusal from error
-        logger.info("request %s: %s; trying again", printable(self.request.request_id), refusal)
+        logger.info("request %s: %s; trying again", printable(self.request_id), refusal)
         time.sleep(pause_s)
 
 

@@ -100,7 +100,7 @@ class SameHostRows:
                 if name not in only or hosted.version in only[name]:
                     rows[name], found[name] = hosted.lookup(name, values)
         for name, mask in found.items():
-            metrics.count_rows(name, len(mask), int(np.count_nonzero(mask)))
+            metrics.count_found(name, mask)
         metrics.count_answer("cpu-tier", hosted.version)
         return VersionRows(hosted.version, hosted.manifest_sha256, rows, found)
 

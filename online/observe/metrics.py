@@ -19,8 +19,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.metrics_core import Metric
 
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from online.security.credentials import ServerSecurity
 
 __all__ = [
-    "WORKERS_DIRECTORY", "count_answer", "count_mismatch", "count_rows", "export", "flush", "observe_batch",
-    "observe_request", "observe_stage", "registry", "set_queue", "set_versions",
+    "WORKERS_DIRECTORY", "count_answer", "count_found", "count_mismatch", "count_rows", "export", "flush",
+    "observe_batch", "observe_request", "observe_stage", "registry", "set_versions", "watch_queue",
 ]
 
 logger = logging.getLogger(__name__)
@@ -118,7 +119,18 @@ _in_flight = _Series(_IN_FLIGHT, "set")
 _waiting = _Series(_WAITING, "set")
 _batch_size = _Series(_BATCH_SIZE, "observe")
 
+
+class Queue(Protocol):
+    """Requests that are being worked on, and that wait."""
+
+    in_flight: int
+
+    @property
+    def waiting(self) -> int: ...
+
+
 _noted: deque[tuple[Callable[..., None], tuple]] = deque()
+_queues: dict[str, Queue] = {}
 _counting, _thread_runs = threading.Lock(), threading.Event()
 
 
@@ -129,11 +141,18 @@ def _noting(count: Callable[..., None]) -> Callable[..., None]:
     def note(*values: Any) -> None:
         _noted.append((count, values))
         if not _thread_runs.is_set():
-            threading.Thread(target=_keep_counting, name="counting", daemon=True).start()
-            _thread_runs.set()
-            atexit.register(flush)
+            _count_soon()
 
     return note
+
+
+def _count_soon() -> None:
+    """See to it that there is a thread that counts."""
+    with _counting:
+        if not _thread_runs.is_set():
+            threading.Thread(target=_keep_counting, name="counting", daemon=True).start()
+            atexit.register(flush)
+            _thread_runs.set()
 
 
 def _keep_counting() -> None:
@@ -151,6 +170,9 @@ def flush() -> None:
                 count(*values)
             except Exception:
                 logger.exception("%s%s is not counted", count.__name__, values)
+        for service, queue in _queues.items():
+            _in_flight[service](queue.in_flight)
+            _waiting[service](queue.waiting)
 
 
 _states: dict[str, set[tuple[str, str, str]]] = {}  # role -> series that are not zero
@@ -186,6 +208,13 @@ def count_rows(table: str, ids: int, found: int) -> None:
 
 
 @_noting
+def count_found(table: str, found: np.ndarray) -> None:
+    """`count_rows` of a mask, bool (B,), of the ids that had a row."""
+    _rows_asked[table](len(found))
+    _rows_found[table](int(np.count_nonzero(found)))
+
+
+@_noting
 def count_answer(role: str, version: int) -> None:
     """An answer that names `version`, by "cpu-tier" or "ranker"."""
     _answers[role, version]()
@@ -209,11 +238,11 @@ def set_versions(role: str, versions: Mapping[int, str]) -> None:
         _states[role] = now
 
 
-@_noting
-def set_queue(service: str, in_flight: int, waiting: int) -> None:
-    """Requests at work and waiting, of "lookup" or "rank"; call it in the order of the changes."""
-    _in_flight[service](in_flight)
-    _waiting[service](waiting)
+def watch_queue(service: str, queue: Queue) -> None:
+    """From now on, whenever something is counted, look how many requests of "lookup" or "rank" are in `queue`."""
+    with _counting:  # which goes through them
+        _queues[service] = queue
+    _count_soon()
 
 
 @_noting

@@ -81,7 +81,8 @@ class RankClient:
             request_id=request_id or f"{self._name}-{next(self._number):x}", user=user,
             candidates=np.ascontiguousarray(candidates, "<i8").tobytes(), now_seconds=now_seconds,
         )
-        response = Asking(self._rankers, request, self._patience, time.monotonic() + self._timeout_s).call()
+        deadline = time.monotonic() + self._timeout_s
+        response = Asking(self._rankers, request, request.request_id, self._patience, deadline).call()
         return RankedScores(
             version=response.version,
             manifest_sha256=response.manifest_sha256,

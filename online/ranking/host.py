@@ -16,7 +16,7 @@ from online.lookup.row_source import RowSource
 from online.lookup.same_host import SameHostRows
 from online.lookup.service import CpuTierAdminService
 from online.observe import metrics
-from online.proto import admin_pb2_grpc, rank_pb2_grpc
+from online.proto import admin_pb2_grpc
 from online.ranking.context_source import CombinedContext, ContextSource, FeastContext
 from online.ranking.runnable import RunnableModels
 from online.ranking.scorer import Scorer, best_device
@@ -89,7 +89,7 @@ class RankHost:
             models, source, self._context(models), max_candidates=self.max_candidates, timeout_s=self.timeout_s,
             admission=self.listening.admission(),
         )
-        rank_pb2_grpc.add_RankServicer_to_server(service, endpoint.server)
+        service.add_to(endpoint.server)
         admin_pb2_grpc.add_RankerAdminServicer_to_server(RankerAdminService(models), admin.server)
         if hosted:
             admin_pb2_grpc.add_CpuTierAdminServicer_to_server(CpuTierAdminService(hosted), admin.server)

@@ -20,6 +20,7 @@ from online.ranking.context_source import ContextSource
 from online.ranking.runnable import Pinned, RunnableModels
 from online.ranking.scorer import Scored, Scorer, ToScore
 from online.refusal import Code, Refusal, refusals_to_status
+from online.security.gate import GuardedServer
 from pipelines.contracts.context import ContextFeature
 
 __all__ = ["RankService", "RankerAdminService", "RunnableModels"]
@@ -50,20 +51,22 @@ class RankService(rank_pb2_grpc.RankServicer):
         self._models, self._rows, self._context = models, rows, context
         self._max_candidates, self._timeout_s = max_candidates, timeout_s
         self._admission = admission or Admission(slots=1024)
+        metrics.watch_queue("rank", self._admission)
         self._plan = _Plan.of(models.pin())
         self._scoring: Combined[tuple[Scorer, ToScore], Scored] = Combined(
             _score, max_size=MAX_COMBINED_CANDIDATES, size=lambda asked: asked[1].candidates,
             observe=lambda requests: metrics.observe_batch("score", requests),
         )
 
+    def add_to(self, server: GuardedServer) -> None:
+        rank_pb2_grpc.add_RankServicer_to_server(self, server)
+        server.refuse_late(self._admission.late)
+
     def Rank(self, request: rank_pb2.RankRequest, context: grpc.ServicerContext) -> rank_pb2.RankResponse:
         arrived = time.perf_counter()
         request_id = request.request_id or uuid.uuid4().hex
         with refusals_to_status(context, request_id), ServedRequest("rank", request_id) as served:
-            try:
-                return self._rank(request, served, context.time_remaining(), arrived)
-            finally:
-                metrics.set_queue("rank", self._admission.in_flight, self._admission.waiting)
+            return self._rank(request, served, context.time_remaining(), arrived)
 
     def warm_up(self) -> None:
         """Answer one request, which is not counted, so that no caller waits for connections; raises its refusal."""
@@ -77,8 +80,7 @@ class RankService(rank_pb2_grpc.RankServicer):
         candidates = self._candidates(request)
         now_seconds = _moment(request.now_seconds)
         deadline = math.inf if remaining_s is None else time.monotonic() + remaining_s
-        with self._admission.admit(remaining_s) as waited_s:
-            metrics.set_queue("rank", self._admission.in_flight, self._admission.waiting)
+        with self._admission.admit(lambda: remaining_s) as waited_s:
             until = min(deadline, time.monotonic() + self._timeout_s)
             question = _Question(served.request_id, request.user, candidates, now_seconds, until, arrived, waited_s)
             try:

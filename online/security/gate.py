@@ -9,6 +9,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from online.door import Door
+from online.first_message import Received
 from online.observe import metrics, request_log
 from online.refusal import Code, Refusal, abort, refusals_to_status
 from online.security.arrival import Arrivals
@@ -97,6 +98,16 @@ class GuardedServer:
         guarded = {method: self._guarded(handler, f"{service}/{method}") for method, handler in handlers.items()}
         self._server.add_registered_method_handlers(service, guarded)
 
+    def refuse_late(self, late: Callable[[Callable[[], float]], Refusal | None]) -> None:
+        """Let calls that could not be answered in time be refused as `online.door` says, if there is a door."""
+        if self._door:
+            self._door.late = late
+
+    def answer_at_once(self, is_quick: Callable[[bytes], bool]) -> None:
+        """Let calls with such messages be answered as `online.door` says, if there is a door."""
+        if self._door:
+            self._door.is_quick = is_quick
+
     def add_generic_rpc_handlers(self, handlers: tuple[grpc.GenericRpcHandler, ...]) -> None:
         self._server.add_generic_rpc_handlers(tuple(_GuardedHandlers(each, self._guarded) for each in handlers))
 
@@ -106,12 +117,13 @@ class GuardedServer:
         behavior, parse = handler.unary_unary, handler.request_deserializer
         arrivals, gate, door, name = self._arrivals, self._gate, self._door, self._name
 
-        def answer(messages: Iterator[bytes], context: grpc.ServicerContext) -> Any:
-            if door and door.refuses:
-                _turn_away(door, name, context)
+        def answer(messages: Iterator[bytes] | Received, context: grpc.ServicerContext) -> Any:
+            received = type(messages) is Received  # then it was let in
+            if not received and door and (refusal := door.refusal):
+                _turn_away(refusal, name, context)
             if gate:
                 _admit(gate, method, name, context)
-            raw = arrivals.message(messages, context)
+            raw = messages.message if received else arrivals.message(messages, context)
             try:
                 request = parse(raw) if parse and raw is not None else raw
             except DecodeError:
@@ -137,11 +149,7 @@ class _GuardedHandlers(grpc.GenericRpcHandler):
         return handler and self._guarded(handler, details.method)
 
 
-def _turn_away(door: Door, name: str, context: grpc.ServicerContext) -> NoReturn:
-    refusal = Refusal(
-        Code.OVERLOADED, "this server is at its limit", expected=f"at most {door.threads} requests at a time",
-        got="one more", remedy="Ask another replica, or later; nothing was begun.",
-    )
+def _turn_away(refusal: Refusal, name: str, context: grpc.ServicerContext) -> NoReturn:
     request_log.count_refused(name, refusal)
     abort(context, refusal)
 

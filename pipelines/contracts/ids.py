@@ -9,6 +9,8 @@ from pipelines.contracts.errors import InvalidEvents
 
 __all__ = ["as_ids", "batch_of", "id_of"]
 
+_INT64 = np.dtype(np.int64)
+
 
 def id_of(text: str) -> int:
     """The id of a textual name: 63 bits of BLAKE2b of its UTF-8 bytes; stable across runs, machines and versions.
@@ -57,7 +59,7 @@ def batch_of(ids: np.ndarray) -> np.ndarray:
     >>> batch_of(np.array([1, 2])).flags.writeable
     False
     """
-    ids = np.ascontiguousarray(ids, np.int64)
+    ids = np.ascontiguousarray(ids, _INT64)
     if ids.flags.writeable:
         ids = ids.view()  # the caller's own array stays as it is
         ids.flags.writeable = False

@@ -69,6 +69,8 @@ class RedisTable:
     default row.
     """
 
+    at_hand = False
+
     def __init__(self, client: Any, layout: PackedLayout, *, where: str, verify: bool = True) -> None:
         self.spec, self.version, self.manifest_sha256 = layout.spec, layout.version, layout.manifest_sha256
         self._client, self._layout, self._where, self._verify = client, layout, where, verify

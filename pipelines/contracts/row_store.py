@@ -22,11 +22,16 @@ SEGMENTS = "segments"
 
 
 class RowReader(Protocol):
-    """One table of one version, whole and open; safe to share between threads."""
+    """One table of one version, whole and open; safe to share between threads.
+
+    Attributes:
+        at_hand: whether the rows lie in this machine's memory; else a lookup waits for another process.
+    """
 
     spec: TableSpec
     version: int
     manifest_sha256: str
+    at_hand: bool
 
     def lookup(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """int64 (B,) -> rows uint8 (B, row_bytes), the default row for an unknown id, and found bool (B,)."""

@@ -67,6 +67,8 @@ class Segment:
         index: what the kernels of `pipelines.contracts.segment_index` find rows with, the stored rows included.
     """
 
+    at_hand = True
+
     def __init__(
         self, spec: TableSpec, *, version: int, manifest_sha256: str, index: dict[str, int],
         arrays: dict[str, np.ndarray],

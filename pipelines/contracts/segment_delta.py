@@ -46,6 +46,8 @@ class DeltaSegment:
         base, overlay: the two segments it reads.
     """
 
+    at_hand = True
+
     def __init__(
         self, spec: TableSpec, *, version: int, manifest_sha256: str, base: Segment, overlay: Segment,
         replaced: np.ndarray,

@@ -16,12 +16,13 @@ import grpc
 import numpy as np
 
 from online.lookup.client import LookupClient
+from online.lookup.wire import read_answer, read_request, request_bytes
 from online.poller import POLLER
 from online.proto import lookup_pb2, lookup_pb2_grpc
 from online.reader import VersionReader
 from tests.benchmarks import echo_server
 from tests.benchmarks.feast_stock import open_store, redis_store, stock_repository
-from tests.benchmarks.harness import Result, Side, environment, interleave, overhead
+from tests.benchmarks.harness import Result, Side, environment, interleave, interval_of_ratio, overhead
 from tests.benchmarks.serving import Serving, Spent, keep_asking
 from tests.benchmarks.socket_server import NoGrpc, SocketClient, lookup_service
 from tests.fleet import facet_environment, free_ports
@@ -54,7 +55,7 @@ def against_echo(serving: Serving) -> Iterator[Result]:
     over_socket = SocketClient(serving.socket_server()[0])
 
     def ids() -> list[np.ndarray]:
-        return [random.choice(known, batch) for _ in range(serving.sizes.calls)]
+        return [random.choice(known, batch) for _ in range(serving.sizes.short_calls)]
 
     sides = {
         "ours": Side("LookupClient to a CPU host", lambda asked: client.lookup([1], {TABLE: asked}), ids),
@@ -62,7 +63,7 @@ def against_echo(serving: Serving) -> Iterator[Result]:
         "same_echo": Side("grpc echo with the CPU host's poller", lambda _: same_echo(message, timeout=2), ids),
         "socket": Side("the same messages over a Unix socket", lambda asked: over_socket.lookup(1, TABLE, asked), ids),
     }
-    timings = interleave(list(sides.values()), rounds=serving.sizes.rounds, label="lookup over gRPC")
+    timings = interleave(list(sides.values()), rounds=serving.sizes.short_rounds, label="lookup over gRPC")
     client.close(), over_socket.close()
     for channel in channels:
         channel.close()
@@ -75,7 +76,7 @@ def against_echo(serving: Serving) -> Iterator[Result]:
     }
     yield overhead(
         "lookup512_p50_vs_grpc_echo", ours=ours.seconds * 1e6, rival=rival.seconds * 1e6, rival_name=rival.name,
-        unit="us", **said,
+        unit="us", ratio_interval_95=interval_of_ratio(ours, rival, lambda timing: timing.seconds), **said,
     )
     yield overhead(
         "lookup512_p99_vs_grpc_echo", ours=ours.p99 * 1e6, rival=rival.p99 * 1e6, rival_name=rival.name, unit="us",
@@ -95,18 +96,16 @@ def _parts(serving: Serving) -> dict[str, float]:
     """Where the time of a lookup goes: each part by itself in this process, microseconds; the rest is gRPC."""
     service, reader = lookup_service(serving.repository.workspace), VersionReader.open(serving.repository.workspace, 1)
     ids = np.random.default_rng(1).choice(serving.ids("item"), serving.sizes.batch)
-    request = lookup_pb2.LookupRequest(
-        request_id="0" * 16, accepted_versions=[1], tables=[lookup_pb2.TableIds(name=TABLE, ids=ids.tobytes())]
-    )
-    raw, context = request.SerializeToString(), NoGrpc()
+    asked, context = ("0" * 16, [1], [(TABLE, ids, ())]), NoGrpc()
+    raw = request_bytes(*asked)
+    request = read_request(raw)
     answer = service.Lookup(request, context)
-    answered = answer.SerializeToString()
     parts = {
         "segment lookup": lambda: reader.lookup(TABLE, ids),
-        "service, segment lookup included": lambda: service.Lookup(request, context),
-        "parse request": lambda: lookup_pb2.LookupRequest.FromString(raw),
-        "serialize answer": answer.SerializeToString,
-        "parse answer": lambda: lookup_pb2.LookupResponse.FromString(answered),
+        "service, segment lookup and writing the answer included": lambda: service.Lookup(request, context),
+        "write request": lambda: request_bytes(*asked),
+        "read request": lambda: read_request(raw),
+        "read answer": lambda: read_answer(answer),
     }
     return {name: _median_us(part) for name, part in parts.items()}
 

@@ -45,9 +45,9 @@ def _ranked(serving: Serving, remote: Fleet, local: Fleet, name: str, **conditio
             answer = clients[which].rank(*request, now_seconds=NOW_S)
             stages[which].append(answer.timing_ms)
 
-        return Side(which, rank, lambda: asked.draw(serving.sizes.rank_calls))
+        return Side(which, rank, lambda: asked.draw(serving.sizes.short_calls))
 
-    timings = interleave([side("remote"), side("local")], rounds=serving.sizes.rank_rounds, label=name)
+    timings = interleave([side("remote"), side("local")], rounds=serving.sizes.short_rounds, label=name)
     for client in clients.values():
         client.close()
     said = {

@@ -37,8 +37,8 @@ class Sizes:
         rows: of each table.
         candidates, batch: ids of a rank request, and of a lookup.
         calls: requests a round of a latency comparison.
-        rank_rounds, rank_calls: the same of ranking, whose 99th percentile is asked for within a few percent: many
-            short rounds, since what a machine does beside it changes within seconds.
+        short_rounds, short_calls: the same where a ratio is asked for within a few percent: many short rounds, since
+            what a machine does beside it changes within seconds.
         burst_s: seconds of a round in which a server is saturated.
     """
 
@@ -47,13 +47,13 @@ class Sizes:
     batch: int
     rounds: int
     calls: int
-    rank_rounds: int
-    rank_calls: int
+    short_rounds: int
+    short_calls: int
     burst_s: float
 
 
-FULL = Sizes(rows=200_000, candidates=500, batch=512, rounds=5, calls=300, rank_rounds=80, rank_calls=50, burst_s=6.0)
-QUICK = Sizes(rows=400, candidates=20, batch=32, rounds=5, calls=5, rank_rounds=5, rank_calls=5, burst_s=0.3)
+FULL = Sizes(rows=200_000, candidates=500, batch=512, rounds=5, calls=300, short_rounds=80, short_calls=50, burst_s=6.0)
+QUICK = Sizes(rows=400, candidates=20, batch=32, rounds=5, calls=5, short_rounds=5, short_calls=5, burst_s=0.3)
 
 
 class Spent(NamedTuple):

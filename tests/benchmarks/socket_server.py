@@ -15,7 +15,7 @@ import numpy as np
 
 from online.lookup.hosted import HostedVersions
 from online.lookup.service import LookupService
-from online.proto import lookup_pb2
+from online.lookup.wire import read_answer, read_request, request_bytes
 from online.reader import VersionReader
 from pipelines.contracts.workspace import Workspace
 
@@ -33,12 +33,9 @@ class SocketClient:
 
     def lookup(self, version: int, table: str, ids: np.ndarray) -> np.ndarray:
         """Packed rows uint8 (B, row_bytes) of ids int64 (B,)."""
-        request = lookup_pb2.LookupRequest(
-            accepted_versions=[version], tables=[lookup_pb2.TableIds(name=table, ids=ids.tobytes())]
-        )
-        _send(self._socket, request.SerializeToString())
-        answer = lookup_pb2.LookupResponse.FromString(_receive(self._socket)).tables[0]
-        return np.frombuffer(answer.rows, np.uint8).reshape(len(ids), answer.row_bytes)
+        _send(self._socket, request_bytes("", [version], [(table, ids, ())]))
+        _, row_bytes, rows, _ = read_answer(_receive(self._socket)).tables[0]
+        return rows.reshape(len(ids), row_bytes)
 
     def close(self) -> None:
         self._socket.close()
@@ -60,8 +57,7 @@ class NoGrpc:
 def _serve(connection: socket.socket, service: LookupService) -> None:
     with connection:
         while message := _receive(connection):
-            answer = service.Lookup(lookup_pb2.LookupRequest.FromString(message), NoGrpc())
-            _send(connection, answer.SerializeToString())
+            _send(connection, service.Lookup(read_request(message), NoGrpc()))
 
 
 def _send(connection: socket.socket, message: bytes) -> None:

@@ -19,6 +19,7 @@ from tests.benchmarks.harness import (
     interleave,
     interval_of_ratio,
     measured,
+    ratio_by_round,
     speeds_compared,
     write_results,
 )
@@ -118,6 +119,20 @@ def test_an_interval_counts_rounds_not_calls() -> None:
     together = Timing("b", tuple((each,) for each in noise))  # what slows both is no uncertainty of their ratio
     low, high = interval_of_ratio(Timing("a", tuple((1.1 * each,) for each in noise)), together, lambda t: t.seconds)
     assert math.isclose(low, 1.1) and math.isclose(high, 1.1)
+
+
+def test_a_ratio_by_round_is_not_moved_by_what_slows_both_sides() -> None:
+    speed = np.random.default_rng(0).choice([45.0, 65.0], 20)
+    ratio, interval = ratio_by_round(0.9 * speed, speed)
+    assert math.isclose(ratio, 0.9) and np.allclose(interval, 0.9)
+
+
+def test_the_interval_of_a_ratio_by_round() -> None:
+    """Golden: the standard error of a median of normal values is sqrt(pi / 2 / n) of their deviation."""
+    rates = np.random.default_rng(0).normal(50, 5, 400)
+    ratio, (low, high) = ratio_by_round(rates, np.full(400, 50.0))
+    assert low < 1 < high and math.isclose(ratio, np.median(rates) / 50)
+    assert math.isclose(high - low, 2 * 1.96 * 0.1 * (math.pi / 2 / 400) ** 0.5, rel_tol=0.25)
 
 
 def test_the_99th_percentile_is_of_all_calls() -> None:

@@ -20,7 +20,7 @@ import pytest
 from online.lookup.client import LookupClient
 from online.lookup.hosted import HostedVersions
 from online.lookup.service import ALL_IDS, CpuTierAdminService, LookupService
-from online.proto import admin_pb2_grpc, lookup_pb2_grpc, rank_pb2_grpc
+from online.proto import admin_pb2_grpc
 from online.reader import VersionReader
 from online.server import Endpoint
 
@@ -74,7 +74,7 @@ def host_cpu_tier() -> Iterator[Any]:
         service = serve(state, max_ids=max_ids, shard=shard, admission=admission)
         endpoint = Endpoint("lookup", "127.0.0.1", port, threads, refuse_more=True)
         hosted = Hosted(state, service, endpoint, Endpoint("admin", "127.0.0.1", 0, 2))
-        lookup_pb2_grpc.add_LookupServicer_to_server(service, hosted.endpoint.server)
+        service.add_to(hosted.endpoint.server)
         admin_pb2_grpc.add_CpuTierAdminServicer_to_server(CpuTierAdminService(state, shard=shard), hosted.admin.server)
         hosts.append(hosted.start())
         return hosted
@@ -104,7 +104,7 @@ def host_ranker() -> Iterator[Any]:
         service = RankService(state, clients[-1], context, max_candidates=256, timeout_s=timeout_s)
         endpoint = Endpoint("rank", "127.0.0.1", 0, THREADS, refuse_more=True)
         hosted = Hosted(state, service, endpoint, Endpoint("admin", "127.0.0.1", 0, 2))
-        rank_pb2_grpc.add_RankServicer_to_server(service, hosted.endpoint.server)
+        service.add_to(hosted.endpoint.server)
         admin_pb2_grpc.add_RankerAdminServicer_to_server(RankerAdminService(state), hosted.admin.server)
         hosts.append(hosted.start())
         return hosted

@@ -14,7 +14,7 @@ from tests.waiting import until
 
 
 def refused(admission: Admission, remaining_s: float | None = None) -> Code:
-    with pytest.raises(Refusal) as caught, admission.admit(remaining_s):
+    with pytest.raises(Refusal) as caught, admission.admit(lambda: remaining_s):
         pass
     return caught.value.code
 
@@ -31,7 +31,7 @@ class Holder:
         before = self.admission.in_flight + self.admission.waiting
 
         def hold() -> None:
-            with self.admission.admit(remaining_s):
+            with self.admission.admit(lambda: remaining_s):
                 self.inside.append(name)
                 assert self._go.acquire(timeout=10)
 
@@ -69,13 +69,20 @@ def test_in_the_order_in_which_they_came(full) -> None:
 
 def test_a_deadline_that_is_over_or_passes_in_the_queue() -> None:
     admission = Admission(slots=1)
-    assert refused(admission, 0.0) is Code.DEADLINE
-    assert refused(admission, -1.0) is Code.DEADLINE
-    with admission.admit(None):
+    with admission.admit():
+        assert refused(admission, 0.0) is Code.DEADLINE
+        assert refused(admission, -1.0) is Code.DEADLINE
         assert refused(admission, 0.01) is Code.DEADLINE
         assert (admission.in_flight, admission.waiting) == (1, 0)  # it does not keep its place
-    with admission.admit(1e300) as waited_s:
+    with admission.admit(lambda: 1e300) as waited_s:
         assert waited_s == 0
+
+
+def test_who_finds_a_free_slot_is_not_asked_for_a_deadline() -> None:
+    admission = Admission(slots=1)
+    with admission.admit(lambda: pytest.fail("asked")):
+        assert admission.in_flight == 1
+    assert admission.in_flight == 0
 
 
 def test_who_could_not_be_answered_in_time_does_not_even_wait() -> None:
@@ -85,11 +92,28 @@ def test_who_could_not_be_answered_in_time_does_not_even_wait() -> None:
             time.sleep(0.05)
     with admission.admit():
         began = time.perf_counter()
-        assert refused(admission, 0.01) is Code.DEADLINE
+        assert refused(admission, 0.01) is Code.OVERLOADED
         assert admission.waiting == 0
         assert time.perf_counter() - began < 5  # it is bounded by the deadline in any case
-    with admission.admit(0.001):  # a free slot is worth trying
+    with admission.admit(lambda: 0.001):  # a free slot is worth trying
         pass
+
+
+def test_who_is_late_is_known_before_it_enters() -> None:
+    admission = Admission(slots=2)
+    admission.enter(lambda: None)
+    assert admission.late(lambda: pytest.fail("asked, and there is a free slot")) is None
+    admission.enter(lambda: None)
+    assert admission.late(lambda: None) is None and admission.late(lambda: 0.001) is None
+    assert admission.late(lambda: 0.0).code is Code.DEADLINE
+    for _ in range(100):
+        admission.leave(1.0)  # what a request takes in the mean
+        admission.enter(lambda: None)
+    # 1.5 times the mean for itself, and half of that until one of the two slots is free
+    assert admission.late(lambda: 2.3) is None
+    late = admission.late(lambda: 2.2)
+    assert late.code is Code.OVERLOADED and "2200 ms are left, and 0 requests wait" in str(late)
+    assert admission.waiting == 0 and admission.in_flight == 2
 
 
 def test_an_error_inside_frees_the_slot() -> None:
@@ -119,7 +143,7 @@ def test_under_stress_the_bounds_hold_and_every_request_is_answered_or_refused(s
         outcomes = []
         for number in range(20):
             try:
-                with admission.admit(remaining_s):
+                with admission.admit(lambda: remaining_s):
                     with counting:
                         inside += 1
                         most_inside = max(most_inside, inside)
@@ -133,9 +157,9 @@ def test_under_stress_the_bounds_hold_and_every_request_is_answered_or_refused(s
 
     with ThreadPoolExecutor(len(deadlines)) as pool:
         outcomes = list(pool.map(send, deadlines))
-    assert all(set(ended) <= {"OK", "DEADLINE"} and len(ended) == 20 for ended in outcomes)
+    assert all(set(ended) <= {"OK", "DEADLINE", "OVERLOADED"} and len(ended) == 20 for ended in outcomes)
     assert most_inside <= slots
     assert (inside, admission.in_flight, admission.waiting) == (0, 0, 0)
     for _ in range(slots):  # none was lost
-        admission.admit(None).__enter__()
+        admission.enter(lambda: None)
     assert admission.in_flight == slots

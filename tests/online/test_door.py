@@ -1,6 +1,7 @@
 """Who comes while every thread is busy is refused by the thread that takes calls in, and nobody is forgotten."""
 
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -11,10 +12,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from online import first_message
 from online.channel import open_channel
 from online.door import Door
 from online.proto import lookup_pb2, lookup_pb2_grpc
+from online.refusal import Code, Refusal
 from online.security import gate
+from online.security.arrival import Arrivals
 from online.security.limits import Limits
 from online.server import Endpoint
 from tests.waiting import until
@@ -43,8 +47,15 @@ class Holding(lookup_pb2_grpc.LookupServicer):
                 self.inside -= 1
 
 
+@pytest.fixture(params=[True, False], ids=["message first", "thread first"])
+def first(request, monkeypatch) -> bool:
+    """Whether a message is received before a thread is woken, or this gRPC is one that is not known."""
+    monkeypatch.setattr(first_message, "KNOWN", request.param)
+    return request.param
+
+
 @pytest.fixture
-def served() -> Iterator[tuple[Holding, grpc.Channel]]:
+def served(first) -> Iterator[tuple[Holding, grpc.Channel]]:
     service, endpoint = Holding(), Endpoint("lookup", "127.0.0.1", 0, THREADS, refuse_more=True)
     lookup_pb2_grpc.add_LookupServicer_to_server(service, endpoint.server)
     endpoint.start()
@@ -84,6 +95,28 @@ def test_as_many_as_threads_are_answered_and_all_others_refused_without_one(serv
     assert service.most == THREADS
 
 
+def test_a_call_that_cannot_be_answered_in_time_is_refused_without_a_thread(first, monkeypatch) -> None:
+    service, endpoint = Holding(), Endpoint("lookup", "127.0.0.1", 0, THREADS, refuse_more=True)
+    lookup_pb2_grpc.add_LookupServicer_to_server(service, endpoint.server)
+    refused_by, turn_away = [], gate._turn_away
+    monkeypatch.setattr(
+        gate, "_turn_away", lambda *given: (refused_by.append(threading.current_thread().name), turn_away(*given))
+    )
+    late = Refusal(Code.OVERLOADED, "late", expected="an hour", got="less", remedy="Wait.")
+    endpoint.server.refuse_late(lambda remaining: late if remaining() < 3600 else None)
+    endpoint.start()
+    service.go.release(1000)
+    with open_channel(f"127.0.0.1:{endpoint.port}") as channel:
+        stub = lookup_pb2_grpc.LookupStub(channel)
+        for _ in range(2 * THREADS):  # no thread is lost by it
+            calls = [stub.Lookup.future(lookup_pb2.LookupRequest(), timeout=timeout_s) for timeout_s in (30, 7200)]
+            assert [code_of(call) for call in calls] == ["OVERLOADED" if first else "OK", "OK"]
+            until(lambda: endpoint.server._door._free == THREADS)
+    assert len(refused_by) == (2 * THREADS if first else 0)
+    assert not [name for name in refused_by if name.startswith("lookup")]
+    endpoint.stop().wait()
+
+
 def test_a_call_that_fails_or_is_given_up_frees_its_thread(served) -> None:
     service, channel = served
     for _ in range(3):
@@ -96,6 +129,32 @@ def test_a_call_that_fails_or_is_given_up_frees_its_thread(served) -> None:
     assert code_of_answered(service, channel) == "OK"
 
 
+def test_a_quick_call_is_answered_by_the_thread_that_takes_it_in_if_nobody_else_is_here(first) -> None:
+    answered_by = []
+
+    class Named(Holding):
+        def Lookup(self, request: lookup_pb2.LookupRequest, context: Any) -> lookup_pb2.LookupResponse:
+            answered_by.append("lookup" in threading.current_thread().name)
+            return super().Lookup(request, context) if request.request_id == "slow" else lookup_pb2.LookupResponse()
+
+    service, endpoint = Named(), Endpoint("lookup", "127.0.0.1", 0, THREADS, refuse_more=True)
+    lookup_pb2_grpc.add_LookupServicer_to_server(service, endpoint.server)
+    endpoint.server.answer_at_once(lambda message: b"slow" not in message)
+    endpoint.start()
+    with open_channel(f"127.0.0.1:{endpoint.port}") as channel:
+        for _ in range(3):
+            assert code_of(ask(channel, "quick")) == "OK"
+            until(lambda: endpoint.server._door._free == THREADS)
+        assert answered_by == [not first] * 3
+        slow = ask(channel, "slow")
+        until(lambda: service.inside == 1)
+        assert code_of(ask(channel, "quick")) == "OK"
+        assert answered_by[3:] == [True, True]
+        service.go.release()
+        assert code_of(slow) == "OK"
+    endpoint.stop().wait()
+
+
 def code_of_answered(service: Holding, channel: grpc.Channel) -> str:
     """Of a call that is let go at once, asked again while threads of calls just answered are not yet free."""
     service.go.release()
@@ -104,9 +163,9 @@ def code_of_answered(service: Holding, channel: grpc.Channel) -> str:
     return codes[-1]
 
 
-def test_callers_that_send_no_message_hold_threads_only_until_their_time_is_over() -> None:
+def test_callers_that_send_no_message_count_only_until_their_time_is_over(first) -> None:
     service = Holding()
-    endpoint = Endpoint("lookup", "127.0.0.1", 0, THREADS, refuse_more=True, limits=Limits(message_s=0.5))
+    endpoint = Endpoint("lookup", "127.0.0.1", 0, THREADS, refuse_more=True, limits=Limits(message_s=2.0))
     lookup_pb2_grpc.add_LookupServicer_to_server(service, endpoint.server)
     endpoint.start()
     service.go.release(1000)
@@ -119,8 +178,9 @@ def test_callers_that_send_no_message_hold_threads_only_until_their_time_is_over
 
     with open_channel(f"127.0.0.1:{endpoint.port}") as channel:
         stalled = [channel.stream_unary("/facet.v1.Lookup/Lookup").future(nothing()) for _ in range(THREADS)]
-        codes: list[str] = []
-        until(lambda: codes.append(code_of(ask(channel))) or codes[-1] == "OVERLOADED")
+        until(lambda: len(endpoint.server._arrivals._waiting) == THREADS)
+        codes = [code_of(ask(channel))]
+        assert codes == ["OVERLOADED"]
         until(lambda: codes.append(code_of(ask(channel))) or codes[-1] == "OK")
         assert all(call.exception().code() is grpc.StatusCode.CANCELLED for call in stalled)
         silence.set()
@@ -130,10 +190,10 @@ def test_callers_that_send_no_message_hold_threads_only_until_their_time_is_over
 @settings(max_examples=10, deadline=None)
 @given(threads=st.integers(1, 4), fails=st.lists(st.booleans(), min_size=30, max_size=30))
 def test_every_call_runs_here_or_there_and_no_thread_is_lost(threads, fails) -> None:
-    door, counting, inside, most = Door(threads, "test"), threading.Lock(), [0], [0]
+    door, counting, inside, most = Door(threads, "test", Arrivals(10.0)), threading.Lock(), [0], [0]
 
     def call(fail: bool) -> str:
-        if door.refuses:
+        if door.refusal:
             return "refused"
         with counting:
             inside[0] += 1
@@ -154,11 +214,31 @@ def test_every_call_runs_here_or_there_and_no_thread_is_lost(threads, fails) -> 
     assert set(outcomes) <= {"answered", "refused", "failed"} and outcomes.count("failed") <= sum(fails)
     assert most[0] <= threads
     until(lambda: outcome(door.submit(call, False)) == "answered")
-    assert not door.refuses
+    assert door.refusal is None
+    door.shutdown()
+
+
+def test_the_thread_that_was_idle_last_works_next() -> None:
+    door = Door(4, "test", Arrivals(10.0))
+    names = {door.submit(lambda: threading.current_thread().name).result(timeout=5) for _ in range(20)}
+    assert len(names) == 1
+    door.shutdown()
+
+
+def test_what_was_answered_is_not_kept_until_the_next_call() -> None:
+    class Asked:
+        pass
+
+    door, asked = Door(1, "test", Arrivals(10.0)), Asked()
+    kept = weakref.ref(asked)
+    door.submit(lambda given: None, asked).result(timeout=5)
+    del asked
+    until(lambda: kept() is None)
     door.shutdown()
 
 
 def test_threads_that_cannot_be_started_are_noticed_before_anybody_calls(monkeypatch) -> None:
+    arrivals = Arrivals(10.0)
     before, start, started = threading.active_count(), threading.Thread.start, []
 
     def starts_two(self: threading.Thread) -> None:
@@ -170,10 +250,11 @@ def test_threads_that_cannot_be_started_are_noticed_before_anybody_calls(monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", starts_two)
         with pytest.raises(RuntimeError):
-            Door(3, "test")
-    door = Door(3, "test")
+            Door(3, "test", arrivals)
+        until(lambda: threading.active_count() <= before)  # those that did start have ended
+    door = Door(3, "test", arrivals)
     assert threading.active_count() >= before + 3
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", starts_two)  # none is needed any more
-        assert [door.submit(lambda: door.refuses).result(timeout=5) for _ in range(9)] == [False] * 9
+        assert [door.submit(lambda: door.refusal).result(timeout=5) for _ in range(9)] == [None] * 9
     door.shutdown()

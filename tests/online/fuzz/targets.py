@@ -24,6 +24,7 @@ from online.security.roles import Identity, Roles, token_sha256
 from pipelines.contracts.errors import FacetError
 from pipelines.contracts.manifest import Manifest
 from pipelines.contracts.workspace import Workspace
+from tests.online.lookup.as_protobuf import answer_differs, request_differs
 
 __all__ = ["TARGETS"]
 
@@ -112,7 +113,7 @@ def lookup(workspace: Workspace) -> Target:
     versions = HostedVersions(lambda version: VersionReader.open(workspace, version))
     for version in (1, 2):
         versions.load(version)
-    call = method_of(lookup_pb2_grpc.add_LookupServicer_to_server, LookupService(versions, max_ids=MAX_IDS))
+    call = method_of(LookupService.add_to, LookupService(versions, max_ids=MAX_IDS))
     readers = {version: VersionReader.open(workspace, version) for version in (1, 2)}
     tables = list(readers[1].tables)
     known = known_ids(workspace, tables[0])
@@ -136,8 +137,8 @@ def lookup(workspace: Workspace) -> Target:
         request.shard.count = data.PickValueInList([0, 0, 1, data.ConsumeUInt(4)])
         return request.SerializeToString()
 
-    def check(answer: lookup_pb2.LookupResponse, raw: bytes) -> None:
-        request = lookup_pb2.LookupRequest.FromString(raw)
+    def check(answered: bytes, raw: bytes) -> None:
+        request, answer = lookup_pb2.LookupRequest.FromString(raw), lookup_pb2.LookupResponse.FromString(answered)
         assert answer.version in request.accepted_versions and len(answer.tables) == len(request.tables)
         for asked, got in zip(request.tables, answer.tables, strict=True):
             rows, found = readers[answer.version].lookup(asked.name, np.frombuffer(asked.ids, "<i8"))
@@ -188,6 +189,17 @@ def rank(workspace: Workspace) -> Target:
             candidates = len(rank_pb2.RankRequest.FromString(message).candidates) // 8
             scores = np.frombuffer(answer.scores, "<f4").reshape(candidates, len(answer.tasks))
             assert answer.version == 1 and ((scores >= 0) & (scores <= 1)).all(), scores
+
+    return target
+
+
+def wire(workspace: Workspace) -> Target:
+    """A lookup's messages: what we read is what protobuf reads, of any bytes."""
+
+    def target(raw: bytes) -> None:
+        for differs in (request_differs, answer_differs):
+            if difference := differs(raw):
+                raise AssertionError(difference)
 
     return target
 
@@ -292,5 +304,5 @@ def _shard_by_the_contract(id_: int, count: int) -> int:
 
 
 TARGETS: dict[str, Callable[[Workspace], Target]] = {
-    "lookup": lookup, "rank": rank, "gate": gate, "shards": shards, "manifest": manifest,
+    "lookup": lookup, "wire": wire, "rank": rank, "gate": gate, "shards": shards, "manifest": manifest,
 }

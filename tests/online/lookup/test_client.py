@@ -16,7 +16,8 @@ from online.lookup.client import LookupClient
 from online.lookup.hosted import HostedVersions
 from online.lookup.service import LookupService
 from online.lookup.shards import Shard, shard_of
-from online.proto.lookup_pb2 import LookupRequest, LookupResponse, TableRows
+from online.lookup.wire import Request
+from online.proto.lookup_pb2 import LookupResponse, TableRows
 from online.refusal import Code, Refusal
 from online.server import Endpoint
 from pipelines.contracts.errors import InvalidConfig
@@ -166,7 +167,7 @@ class TestReplicas:
         asked = []
 
         class Counting(LookupService):
-            def Lookup(self, request: LookupRequest, context: Any) -> LookupResponse:
+            def Lookup(self, request: Request, context: Any) -> bytes:
                 asked.append(request.request_id)
                 return super().Lookup(request, context)
 
@@ -185,7 +186,7 @@ class TestReplicas:
         names, peers = set(), set()
 
         class Noting(LookupService):
-            def Lookup(self, request: LookupRequest, context: Any) -> LookupResponse:
+            def Lookup(self, request: Request, context: Any) -> bytes:
                 names.add(request.request_id)
                 peers.add(context.peer())
                 return super().Lookup(request, context)
@@ -253,22 +254,22 @@ class TestShards:
 
     def test_two_manifests_under_one_number_are_never_merged(self, sharded, client_of) -> None:
         class OtherManifest(LookupService):
-            def Lookup(self, request: LookupRequest, context: Any) -> LookupResponse:
-                answer = super().Lookup(request, context)
-                answer.manifest_sha256 = ("0" if request.shard.index else "1") * 64
-                return answer
+            def Lookup(self, request: Request, context: Any) -> bytes:
+                answer = LookupResponse.FromString(super().Lookup(request, context))
+                answer.manifest_sha256 = str(request.shard[0]) * 64
+                return answer.SerializeToString()
 
         refusal = refused(client_of(*targets_of(sharded((1,), (1,), serve=OtherManifest))), [1], SPREAD)
         assert refusal.code is Code.VERSION_MISMATCH
 
     def test_rows_of_two_widths_are_never_merged(self, sharded, client_of) -> None:
         class OtherWidth(LookupService):
-            def Lookup(self, request: LookupRequest, context: Any) -> LookupResponse:
-                answer = super().Lookup(request, context)
+            def Lookup(self, request: Request, context: Any) -> bytes:
+                answer = LookupResponse.FromString(super().Lookup(request, context))
                 for table in answer.tables:
-                    if request.shard.index:
+                    if request.shard[0]:
                         table.row_bytes, table.rows = 1, bytes(len(table.found))
-                return answer
+                return answer.SerializeToString()
 
         refusal = refused(client_of(*targets_of(sharded((1,), (1,), serve=OtherWidth))), [1], SPREAD)
         assert refusal.code is Code.VERSION_MISMATCH
@@ -303,8 +304,8 @@ def answer_of(version: int, *tables: TableRows) -> LookupResponse:
 )
 def test_an_answer_that_does_not_fit_is_never_used(answer, workspace_with_versions, host_cpu_tier, client_of) -> None:
     class Wrong(LookupService):
-        def Lookup(self, request: LookupRequest, context: Any) -> LookupResponse:
-            return answer
+        def Lookup(self, request: Request, context: Any) -> bytes:
+            return answer.SerializeToString()
 
     client = client_of(host_cpu_tier(workspace_with_versions.workspace, serve=Wrong).address)
     assert refused(client, [1], {"t": np.array([1])}).code is Code.VERSION_MISMATCH

@@ -107,7 +107,8 @@ def test_a_real_server_in_overload_is_spared_and_goes_on_answering() -> None:
     service, endpoint = Slow(), Endpoint("lookup", "127.0.0.1", 0, 2, refuse_more=True)
     lookup_pb2_grpc.add_LookupServicer_to_server(service, endpoint.server)
     endpoint.start()
-    client = LookupClient([f"127.0.0.1:{endpoint.port}"], attempts=1, timeout_s=30)
+    # for a machine that stands still, as one in CI seems to have done for 103 s; who really hangs still fails here
+    client = LookupClient([f"127.0.0.1:{endpoint.port}"], attempts=1, timeout_s=600)
     refused: list[Refusal] = []
 
     def ask(number: int) -> int:

@@ -11,6 +11,7 @@ import pytest
 from online.lookup.client import LookupClient
 from online.refusal import Code, Refusal
 from pipelines.contracts.redis_rows import RedisRows
+from pipelines.contracts.row_store import row_store
 from tests.redis_server import RedisServer
 from tests.releases import DIMS, FeastRepository, entity_ids, published_rows
 
@@ -43,6 +44,7 @@ def test_a_cpu_tier_answers_from_redis_and_says_when_it_is_gone(
     for table in DIMS:
         assert np.array_equal(answer.rows[table][:-1], published_rows(workspace, 1, table)[1])
         assert answer.found[table].tolist() == [True] * 200 + [False]
+    assert not row_store(server.tcp_url, workspace).open(1, "item.kge").at_hand
     status, _, errors = missing.finish()
     assert status == 2 and "no table user.contrastive of version 2" in errors and "Traceback" not in errors
     server.stop()

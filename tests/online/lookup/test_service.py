@@ -1,7 +1,9 @@
 """The CPU tier over a real channel: one version per answer, named; refusals typed; reads undisturbed by loads."""
 
 import json
+import threading
 import zlib
+from typing import Any
 
 import grpc
 import numpy as np
@@ -12,11 +14,13 @@ from hypothesis import strategies as st
 
 from online.admission import Admission
 from online.channel import open_channel
+from online.first_message import receive_first
 from online.lookup import shards
 from online.lookup.client import LookupClient
 from online.lookup.hosted import HostedVersions
-from online.lookup.service import LookupService, packed_ids
+from online.lookup.service import QUICK_BYTES, LookupService, packed_ids
 from online.lookup.shards import Shard, shard_of
+from online.lookup.wire import Request
 from online.proto import admin_pb2, admin_pb2_grpc, lookup_pb2, lookup_pb2_grpc
 from online.refusal import Code
 from tests.releases import published_rows
@@ -184,6 +188,26 @@ def test_what_is_too_much_is_refused_at_once_and_health_still_answers(workspace_
         assert busy.Lookup(request_of(item__kge=bytes(8))).version == 1
 
 
+def test_who_comes_too_late_is_refused_before_its_message_is_read(
+    workspace_with_versions, host_cpu_tier, monkeypatch
+) -> None:
+    admission, read = Admission(slots=1), []
+    host = host_cpu_tier(workspace_with_versions.workspace, admission=admission)
+    monkeypatch.setattr("online.door.receive_first", lambda *work: read.append(work) or receive_first(*work))
+    request = request_of(item__kge=bytes(8))
+    with open_channel(host.address) as channel:
+        stub = lookup_pb2_grpc.LookupStub(channel)
+        with admission.admit():
+            for _ in range(100):  # a request takes ten minutes in the mean
+                admission.leave(600.0)
+                admission.enter(lambda: None)
+            with pytest.raises(grpc.RpcError) as caught:
+                stub.Lookup(request, timeout=300)
+            assert dict(caught.value.trailing_metadata())["facet-error"] == "OVERLOADED"
+            assert "0 requests wait before" in caught.value.details() and not read
+        assert stub.Lookup(request, timeout=300).version == 1 and read
+
+
 def test_a_canary_of_whole_requests_by_their_id(workspace_with_versions, host_cpu_tier) -> None:
     host = host_cpu_tier(workspace_with_versions.workspace, (1, 2))
     with open_channel(host.admin_address) as channel, open_channel(host.address) as lookups:
@@ -200,6 +224,34 @@ def test_a_canary_of_whole_requests_by_their_id(workspace_with_versions, host_cp
             assert stub.Lookup(request).version == (2 if zlib.crc32(name.encode()) < 2**30 else 1)
         status = admin.Promote(admin_pb2.VersionRequest(version=2))
         assert (status.preferred, status.canary, status.canary_share) == (2, 0, 0)
+
+
+def test_a_small_lookup_of_rows_at_hand_is_answered_by_the_thread_that_takes_it_in(
+    workspace_with_versions, host_cpu_tier
+) -> None:
+    answered_here = []
+
+    class Named(LookupService):
+        def Lookup(self, request: Request, context: Any) -> bytes:
+            answered_here.append(not threading.current_thread().name.startswith("lookup"))
+            return super().Lookup(request, context)
+
+    admission = Admission(slots=2)
+    tier = host_cpu_tier(workspace_with_versions.workspace, serve=Named, admission=admission)
+    client = LookupClient([tier.address], timeout_s=30.0)
+
+    def answered(size: int) -> bool:
+        until(lambda: tier.endpoint.server._door._free == tier.endpoint.threads)
+        client.lookup([1], {"item.kge": np.arange(size)})
+        return answered_here[-1]
+
+    assert answered(100)
+    assert not answered(QUICK_BYTES // 8)  # and what is around them
+    with admission.admit():  # it might have to wait for its turn
+        assert not answered(100)
+    tier.state.at_hand = False  # it might have to wait for Redis
+    assert not answered(100)
+    client.close()
 
 
 def test_what_a_shard_needs_is_compiled_before_the_first_request(monkeypatch) -> None:

@@ -36,6 +36,12 @@ def is_gone(pid: int) -> bool:
         return True
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether every thread is: on another core one may go on for a moment after SIGSTOP was sent, and answer."""
+    threads = Path(f"/proc/{pid}/task").glob("*/stat")
+    return {stat.read_text().rpartition(")")[2].split()[0] for stat in threads} == {"T"}
+
+
 class Traffic:
     """Lookups without pause from a thread; every failure is kept."""
 
@@ -170,6 +176,7 @@ def test_a_worker_that_hangs_is_killed_and_another_one_answers(workspace_with_ve
             until(lambda: workers.status().workers == 2)
             assert hangs not in workers.pids and workers.pids[1] == works
             os.kill(works, signal.SIGSTOP)  # a pause that is over in time
+            until(lambda: is_stopped(works))
             with pytest.raises(Refusal) as refused:
                 workers.status()
             assert refused.value.code is Code.DEADLINE

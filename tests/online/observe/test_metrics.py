@@ -49,6 +49,7 @@ LABELS = {
 """Every metric and its labels: what dashboards and alerts of others build on."""
 
 COUNT_EACH = """
+from types import SimpleNamespace
 from online.observe import metrics
 metrics.observe_request("rank", "OK", 0.002)
 metrics.observe_request("rank", "OVERLOADED", 0.0001)
@@ -58,7 +59,7 @@ metrics.count_answer("ranker", 3)
 metrics.count_mismatch()
 metrics.set_versions("ranker", {2: "runnable", 3: "runnable"})
 metrics.set_versions("ranker", {3: "runnable"})
-metrics.set_queue("rank", 2, 1)
+metrics.watch_queue("rank", SimpleNamespace(in_flight=2, waiting=1))
 metrics.observe_batch("score", 4)
 metrics.flush()
 """

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from online.admission import Admission
 from online.channel import open_channel
+from online.first_message import receive_first
 from online.lookup.hosted import HostedVersions
 from online.lookup.row_source import ALL, VersionRows
 from online.lookup.same_host import FetchedRows, SameHostRows
@@ -281,7 +282,7 @@ def serve(workspace_with_versions):
             hosted.load(version)
         endpoint = Endpoint("rank", "127.0.0.1", 0, threads, refuse_more=True)
         service = RankService(models, source_of(models, hosted), Ones(), **named)
-        rank_pb2_grpc.add_RankServicer_to_server(service, endpoint.server)
+        service.add_to(endpoint.server)
         endpoint.start()
         running.append((endpoint, RankClient(f"127.0.0.1:{endpoint.port}")))
         return models, running[-1][1]
@@ -370,6 +371,21 @@ def test_what_is_too_much_is_refused_and_not_counted_as_a_failure(serve) -> None
     answer = client.rank(1, np.array([1]), now_seconds=NOW)
     assert answer.version == 1 and answer.timing_ms["total_ms"] > 0
     assert models.status().failed == 0 and models.status().models[0].failed == 0
+
+
+def test_who_comes_too_late_is_refused_before_its_message_is_read(serve, monkeypatch) -> None:
+    admission, read = Admission(slots=1), []
+    models, client = serve([1], lambda models, hosted: SameHostRows(hosted), admission=admission)
+    monkeypatch.setattr("online.door.receive_first", lambda *work: read.append(work) or receive_first(*work))
+    with admission.admit():
+        for _ in range(100):  # a request takes ten minutes in the mean
+            admission.leave(600.0)
+            admission.enter(lambda: None)
+        with pytest.raises(Refusal, match="0 requests wait before") as caught:
+            client.rank(1, np.array([1]), now_seconds=NOW)
+    assert caught.value.code is Code.OVERLOADED and not read
+    assert client.rank(1, np.array([1]), now_seconds=NOW).version == 1 and read
+    assert models.status().failed == 0
 
 
 @pytest.fixture(scope="module")
