@@ -21,7 +21,7 @@ from online.ranking.client import RankedScores
 from pipelines.contracts.errors import InvalidConfig
 
 POPULATION = Population({"item": np.arange(100)}, seed=0)
-STALL_S = 0.4
+STALL_S = 2.0
 
 
 class Stalling(lookup_pb2_grpc.LookupServicer):
@@ -64,7 +64,7 @@ def test_a_stall_shows_in_every_request_it_held_up_of_an_open_loop_but_in_one_of
     def held_up(**loop) -> tuple[int, dict]:
         traffic = lookup_traffic(
             [stalling(WARM_REQUESTS + 20)], POPULATION, version=1, table="item.kge", batch=4, requests=200, seconds=0.0,
-            seed=0, **loop,
+            seed=0, timeout_s=600.0, **loop,
         )
         summary = traffic.summary()
         assert (summary["requests"], summary["failed"]) == (200, 0)
