@@ -6,6 +6,7 @@ from typing import Any
 import grpc
 
 from online.security.credentials import ClientSecurity, is_loopback
+from online.sent_call import Pending, send
 from pipelines.contracts.errors import InvalidConfig
 
 __all__ = ["open_channel"]
@@ -110,6 +111,10 @@ class _WithTokenCall:
 
     def future(self, request, timeout=None, metadata=None, **options) -> Any:
         return self._call.future(request, timeout=timeout, metadata=self._with_token(metadata), **options)
+
+    def send(self, request, timeout) -> Pending:
+        """As `online.sent_call.send`."""
+        return send(self._call, request, timeout, self._with_token(None))
 
     def with_call(self, request, timeout=None, metadata=None, **options) -> Any:
         return self._call.with_call(request, timeout=timeout, metadata=self._with_token(metadata), **options)

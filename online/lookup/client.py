@@ -90,13 +90,16 @@ class LookupClient:
             only: table -> versions that have it, of tables that not all accepted versions have.
             timeout_s: for this request, attempts included; no longer than the client's own.
         """
-        return PendingLookup(self._question(accepted, ids, only, request_id, timeout_s))
+        pending = self._pending(accepted, ids, only, request_id, timeout_s)
+        for part in pending.parts:
+            part.send()
+        return pending
 
     def lookup(
         self, accepted: Sequence[int], ids: Mapping[str, np.ndarray], *, only: Only = ALL, request_id: str = "",
         timeout_s: float | None = None,
     ) -> VersionRows:
-        """As `start` and `result` at once, and faster: this thread waits on the call itself.
+        """As `start` and `result` at once.
 
         Args:
             accepted, ids, only, timeout_s: as for `start`.
@@ -104,63 +107,30 @@ class LookupClient:
         Raises:
             Refusal: as `PendingLookup.result`.
         """
-        question = self._question(accepted, ids, only, request_id, timeout_s)
-        for part in question.parts[1:]:
+        pending = self._pending(accepted, ids, only, request_id, timeout_s)
+        for part in pending.parts[1:]:
             part.send()
-        return question.rows()
+        return pending.result()
 
     def close(self) -> None:
         for replicas in self._shards:
             replicas.close()
 
-    def _question(
+    def _pending(
         self, accepted: Sequence[int], ids: Mapping[str, np.ndarray], only: Only, request_id: str,
         timeout_s: float | None,
-    ) -> "_Question":
+    ) -> "PendingLookup":
         deadline = time.monotonic() + (self._timeout_s if timeout_s is None else min(timeout_s, self._timeout_s))
         request_id = request_id or f"{self._name}-{next(self._number):x}"
-        return _Question(self._shards, accepted, ids, only, request_id, self._patience, deadline)
+        return PendingLookup(self._shards, accepted, ids, only, request_id, self._patience, deadline)
 
 
 class PendingLookup:
-    """A lookup under way.
-
-    Attributes:
-        finished_at: `time.perf_counter()` when the latest answer came; None before.
-    """
-
-    def __init__(self, question: "_Question") -> None:
-        self._question = question
-        self.finished_at: float | None = None
-        for part in question.parts:
-            part.send(self._note_time)
-
-    def _note_time(self, _: Any) -> None:
-        self.finished_at = time.perf_counter()
-
-    def result(self) -> VersionRows:
-        """Wait for the rows.
-
-        Raises:
-            Refusal: what a server refused; LOOKUP_UNAVAILABLE when no host of a shard could be reached;
-                VERSION_NOT_AVAILABLE when there is no version that all shards answer; VERSION_MISMATCH when an answer
-                does not fit the question.
-        """
-        rows = self._question.rows()
-        if self._question.asked_again:
-            self._note_time(None)
-        return rows
-
-
-class _Question:
-    """A lookup, as one part for each shard that has some of its ids.
+    """A lookup, as one part for each shard that has some of its ids. One that nobody waits for is cancelled.
 
     Attributes:
         parts: at least one.
-        asked_again: whether shards had to be, since they did not agree.
     """
-
-    asked_again = False
 
     def __init__(
         self, shards: Sequence[Replicas], accepted: Sequence[int], ids: Mapping[str, np.ndarray], only: Only,
@@ -188,8 +158,14 @@ class _Question:
                     _Part(part, shards[number], request_id, accepted, tables, only, patience, deadline)
                 )
 
-    def rows(self) -> VersionRows:
-        """Wait for the parts until they agree; raises `Refusal`."""
+    def result(self) -> VersionRows:
+        """Wait for the rows. By one thread, once.
+
+        Raises:
+            Refusal: what a server refused; LOOKUP_UNAVAILABLE when no host of a shard could be reached;
+                VERSION_NOT_AVAILABLE when there is no version that all shards answer; VERSION_MISMATCH when an answer
+                does not fit the question.
+        """
         if len(self.parts) == 1:
             return self.parts[0].rows()  # in the order of the batch: cutting it leaves the order within a shard
         answers: Answers = {}
@@ -207,7 +183,6 @@ class _Question:
             logger.info(
                 "lookup %s: shards answered %s; asking for %d", printable(self._request_id), list(answers), version
             )
-            self.asked_again = True
             for part in outvoted:
                 part.accept_only(version)
             for part in outvoted[1:]:

@@ -14,6 +14,7 @@ from online.lookup.restraint import Restraint
 from online.lookup.shards import Shard
 from online.printable import printable
 from online.refusal import CODE_KEY, Code, refusal_from
+from online.sent_call import Pending, send
 from pipelines.contracts.errors import InvalidConfig
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ class Asking:
     """
 
     __slots__ = (
-        "_asked", "_deadline", "_done", "_final", "_future", "_patience", "_pauses", "_replica", "_replicas", "_sent",
+        "_asked", "_deadline", "_final", "_patience", "_pauses", "_pending", "_replica", "_replicas", "_sent",
         "request", "request_id",
     )
 
@@ -167,7 +168,7 @@ class Asking:
     def start_over(self) -> None:
         """Be as if nothing had been sent."""
         self._sent = self._pauses = 0
-        self._future: grpc.Future | None = None
+        self._pending: Pending | None = None
         self._asked: Sequence[_Replica] = ()  # since the last pause
         self._final: Sequence[_Replica] = ()  # will not answer this question
 
@@ -183,33 +184,27 @@ class Asking:
                 self._replica.restraint.taken()
                 return answer
 
-    def send(self, done: Callable[[grpc.Future | None], None] | None = None) -> None:
-        """Ask and return at once; `done` is called when it is answered or refused, and if it has to be
-        asked again, once more at the end."""
-        self._future, self._done = self._method().future(self.request, timeout=self._try_s()), done
-        if done:
-            self._future.add_done_callback(done)
+    def send(self) -> None:
+        """Ask and return at once."""
+        self._pending = send(self._method(), self.request, self._try_s())
 
     def result(self) -> Any:
         """Wait for the answer to what was sent; if nothing was, ask and wait in this thread. Raises `Refusal`."""
-        if self._future is None:
+        if self._pending is None:
             return self.call()
         try:
-            answer = self._future.result()
+            answer = self._pending.result()
         except grpc.RpcError as error:
             self._refused(error)
         else:
             self._replica.restraint.taken()
             return answer
-        answer = self.call()
-        if self._done:
-            self._done(None)
-        return answer
+        return self.call()
 
     def cancel(self) -> None:
         """Wait no longer for what was sent, if anything was."""
-        if self._future is not None:
-            self._future.cancel()
+        if self._pending is not None:
+            self._pending.cancel()
 
     @property
     def target(self) -> str:
@@ -269,19 +264,16 @@ class _HeldBack(grpc.RpcError):
 
 
 class _HeldBackMethod:
-    """Stands in for a remote method, and for the future of its call."""
+    """Stands in for a remote method, and for its call."""
 
     def __call__(self, request: Any, timeout: float) -> NoReturn:
         raise _HeldBack
 
-    def future(self, request: Any, timeout: float) -> Self:
+    def send(self, request: Any, timeout: float) -> Self:
         return self
 
     def result(self) -> NoReturn:
         raise _HeldBack
-
-    def add_done_callback(self, done: Callable[[Any], None]) -> None:
-        done(self)
 
     def cancel(self) -> None:
         pass

@@ -28,16 +28,10 @@ class VersionRows(NamedTuple):
 
 
 class PendingRows(Protocol):
-    """A lookup under way.
-
-    Attributes:
-        finished_at: `time.perf_counter()` when the rows were there; None before.
-    """
-
-    finished_at: float | None
+    """A lookup under way."""
 
     def result(self) -> VersionRows:
-        """Wait for the rows; raises `online.refusal.Refusal`."""
+        """Wait for the rows, by one thread, once; raises `online.refusal.Refusal`."""
         ...
 
 

@@ -19,13 +19,8 @@ __all__ = ["FetchedRows", "SameHostRows"]
 
 @dataclass(frozen=True, slots=True)
 class FetchedRows:
-    """A lookup that is over.
+    """A lookup that is over."""
 
-    Attributes:
-        finished_at: `time.perf_counter()` when it was.
-    """
-
-    finished_at: float
     answer: VersionRows | Refusal
 
     def result(self) -> VersionRows:
@@ -76,9 +71,8 @@ class SameHostRows:
         except FacetError as error:
             answer = as_refusal(error)
             code = answer.code.name
-        ended = time.perf_counter()
-        metrics.observe_request("lookup", code, ended - began)
-        return FetchedRows(ended, answer)
+        metrics.observe_request("lookup", code, time.perf_counter() - began)
+        return FetchedRows(answer)
 
     def lookup(
         self, accepted: Sequence[int], ids: Mapping[str, np.ndarray], *, only: Only = ALL, request_id: str = ""

@@ -114,6 +114,7 @@ class RankService(rank_pb2_grpc.RankServicer):
         started = time.perf_counter()
         count = len(question.candidates)
         pending = self._start(plan, question)
+        sent_at = time.perf_counter()
         columns = self._context.columns(
             plan.features, users=np.full(count, question.user, np.int64), items=question.candidates
         )
@@ -133,8 +134,8 @@ class RankService(rank_pb2_grpc.RankServicer):
                 for name, found in rows.found.items()
             ],
             timing=rank_pb2.Timing(
-                lookup_ms=((pending.finished_at or rows_at) - started) * 1e3,
-                context_ms=(context_at - started) * 1e3,
+                lookup_ms=(sent_at - started + rows_at - context_at) * 1e3,
+                context_ms=(context_at - sent_at) * 1e3,
                 wait_ms=(rows_at - context_at) * 1e3,
                 dequantize_ms=scored.dequantize_ms,
                 model_ms=(scored_at - rows_at) * 1e3 - scored.dequantize_ms,

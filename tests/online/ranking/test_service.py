@@ -335,7 +335,7 @@ class Damaged(SameHostRows):
             return pending
         rows = pending.result()
         less = {name: packed for name, packed in rows.rows.items() if name != "item.kge"}
-        return FetchedRows(pending.finished_at, VersionRows(rows.version, rows.manifest_sha256, less, rows.found))
+        return FetchedRows(VersionRows(rows.version, rows.manifest_sha256, less, rows.found))
 
 
 def test_what_became_of_requests_is_counted_by_version(serve) -> None:
