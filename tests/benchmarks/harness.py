@@ -148,7 +148,8 @@ def ratio_by_round(ours: Sequence[float], rival: Sequence[float]) -> tuple[float
     """Median over rounds of `ours / rival`, and its 95 % interval by bootstrap over rounds.
 
     For few long turns on a machine with fast and slow minutes: both turns of a round mostly fall into the same one,
-    while each side's own median jumps from what it is in the fast ones to what it is in the slow ones.
+    while each side's own median jumps from what it is in the fast ones to what it is in the slow ones. And for figures
+    of several pairs of processes, which differ among themselves.
     """
     ratios = np.asarray(ours, float) / np.asarray(rival, float)
     drawn = np.random.default_rng(0).integers(len(ratios), size=(RESAMPLES, len(ratios)))

@@ -1,5 +1,6 @@
 """Ranking with rows from a CPU host, against the same ranker with the tables in its own process; and against Feast."""
 
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,7 +10,16 @@ import numpy as np
 from online.lookup.client import LookupClient
 from online.ranking.client import RankClient
 from tests.benchmarks.feast_stock import open_store, redis_store, stock_repository
-from tests.benchmarks.harness import Result, Side, Timing, interleave, interval_of_ratio, overhead, speeds_compared
+from tests.benchmarks.harness import (
+    MIN_ROUNDS,
+    Result,
+    Side,
+    Timing,
+    environment,
+    interleave,
+    ratio_by_round,
+    speeds_compared,
+)
 from tests.benchmarks.serving import TWO_CORES, Serving, on_two_cores
 from tests.fleet import Fleet
 from tests.redis_server import RedisServer
@@ -22,53 +32,73 @@ NOW_S = AS_OF.timestamp()
 
 def rank_against_local(serving: Serving) -> Iterator[Result]:
     """The same requests to both rankers in turn; then again with client, ranker and CPU host bound to cores."""
-    remote, local = serving.fleet(), serving.fleet(local=True)
-    yield from _ranked(serving, remote, local, "rank500")
-    with on_two_cores(remote, local):
-        yield from _ranked(
-            serving, remote, local, "rank500_pinned", bound=TWO_CORES
-        )
+    free, pinned = _Compared(serving, "rank500"), _Compared(serving, "rank500_pinned", bound=TWO_CORES)
+    for remote, local in _pairs(serving, version=1):
+        free.measure(remote, local)
+        with on_two_cores(remote, local):
+            pinned.measure(remote, local)
+    yield from free.results()
+    yield from pinned.results()
 
 
 def rank_bare(serving: Serving) -> Iterator[Result]:
     """The same with a model that takes no context, which leaves the lookup nothing to hide behind."""
-    remote, local = serving.fleet(version=2), serving.fleet(local=True, version=2)
-    yield from _ranked(serving, remote, local, "rank500_bare", context="none: the model takes none")
+    bare = _Compared(serving, "rank500_bare", context="none: the model takes none")
+    for remote, local in _pairs(serving, version=2):
+        bare.measure(remote, local)
+    yield from bare.results()
 
 
-def _ranked(serving: Serving, remote: Fleet, local: Fleet, name: str, **conditions: Any) -> Iterator[Result]:
-    asked, stages = _Requests(serving), {"remote": [], "local": []}
-    clients = {"remote": RankClient(remote.rankers[0].address), "local": RankClient(local.rankers[0].address)}
-
-    def side(which: str) -> Side:
-        def rank(request: tuple[int, np.ndarray]) -> None:
-            answer = clients[which].rank(*request, now_seconds=NOW_S)
-            stages[which].append(answer.timing_ms)
-
-        return Side(which, rank, lambda: asked.draw(serving.sizes.short_calls))
-
-    timings = interleave([side("remote"), side("local")], rounds=serving.sizes.short_rounds, label=name)
-    for client in clients.values():
-        client.close()
-    said = {
-        "candidates": serving.sizes.candidates, "rows": serving.sizes.rows, "tables": 4, "dim": 64, "threads": 1,
-        "ours_is": "ranker with a CPU host of its own over gRPC", "context": "Feast get_online_features, SQLite",
-        "stages_p50_ms": {which: _medians(parts) for which, parts in stages.items()}, **conditions,
-    }
-    rival = "same ranker, tables in its process"
-    yield _cost(f"{name}_p50_vs_local", timings, lambda timing: timing.seconds, rival, said)
-    yield _cost(f"{name}_p99_vs_local", timings, lambda timing: timing.p99, rival, said)
+def _pairs(serving: Serving, *, version: int) -> Iterator[tuple[Fleet, Fleet]]:
+    """New processes each time: a ranker that asks a CPU host, and one that has the tables."""
+    for _ in range(serving.sizes.pairs):
+        with serving.new_fleet(version=version) as remote, serving.new_fleet(local=True, version=version) as local:
+            yield remote, local
 
 
-def _cost(
-    name: str, timings: dict[str, Timing], figure: Callable[[Timing], float], rival: str, said: dict[str, Any]
-) -> Result:
-    ours, theirs = timings["remote"], timings["local"]
-    return overhead(
-        name, ours=figure(ours) * 1e3, rival=figure(theirs) * 1e3, rival_name=rival, unit="ms",
-        ratio_interval_95=interval_of_ratio(ours, theirs, figure), rounds=len(ours.turns), calls_a_round=ours.calls,
-        **said,
-    )
+class _Compared:
+    """What requests took with the rows on a CPU host and with the tables at hand, pair by pair of processes."""
+
+    def __init__(self, serving: Serving, name: str, **conditions: Any) -> None:
+        self._sizes, self._name, self._asked = serving.sizes, name, _Requests(serving)
+        self._timings: list[dict[str, Timing]] = []
+        self._stages: dict[str, list[dict[str, float]]] = {"remote": [], "local": []}
+        self._conditions = {"context": "Feast get_online_features, SQLite"} | conditions
+
+    def measure(self, remote: Fleet, local: Fleet) -> None:
+        clients = {"remote": RankClient(remote.rankers[0].address), "local": RankClient(local.rankers[0].address)}
+
+        def side(which: str) -> Side:
+            def rank(request: tuple[int, np.ndarray]) -> None:
+                answer = clients[which].rank(*request, now_seconds=NOW_S)
+                self._stages[which].append(answer.timing_ms)
+
+            return Side(which, rank, lambda: self._asked.draw(self._sizes.short_calls))
+
+        rounds = max(self._sizes.short_rounds // self._sizes.pairs, MIN_ROUNDS)
+        label = f"{self._name}, pair {len(self._timings) + 1} of {self._sizes.pairs}"
+        self._timings.append(interleave([side("remote"), side("local")], rounds=rounds, label=label))
+        for client in clients.values():
+            client.close()
+
+    def results(self) -> Iterator[Result]:
+        yield self._cost(f"{self._name}_p50_vs_local", lambda timing: timing.seconds)
+        yield self._cost(f"{self._name}_p99_vs_local", lambda timing: timing.p99)
+
+    def _cost(self, name: str, figure: Callable[[Timing], float]) -> Result:
+        by_pair = {which: [figure(timings[which]) * 1e3 for timings in self._timings] for which in self._stages}
+        ratio, interval = ratio_by_round(by_pair["remote"], by_pair["local"])
+        some = self._timings[0]["remote"]
+        return Result(
+            name, *map(statistics.median, by_pair.values()), "same ranker, tables in its process", ratio, "ms",
+            {
+                "ratio_is": "median over pairs of processes of ours / rival", "ratio_interval_95": interval,
+                "by_pair_ms": by_pair, "pairs": len(self._timings), "rounds": len(some.turns),
+                "calls_a_round": some.calls, "candidates": self._sizes.candidates, "rows": self._sizes.rows,
+                "tables": 4, "dim": 64, "threads": 1, "ours_is": "ranker with a CPU host of its own over gRPC",
+                "stages_p50_ms": {which: _medians(parts) for which, parts in self._stages.items()},
+            } | self._conditions | environment(),
+        )  # fmt: skip
 
 
 def _medians(parts: list[dict[str, float]]) -> dict[str, float]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -39,6 +40,8 @@ class Sizes:
         calls: requests a round of a latency comparison.
         short_rounds, short_calls: the same where a ratio is asked for within a few percent: many short rounds, since
             what a machine does beside it changes within seconds.
+        pairs: of processes, ours and the rival's, that such a ratio is asked of: of two that do the same, one is often
+            a percent or two faster than the other for as long as they live.
         burst_s: seconds of a round in which a server is saturated.
     """
 
@@ -49,11 +52,16 @@ class Sizes:
     calls: int
     short_rounds: int
     short_calls: int
+    pairs: int
     burst_s: float
 
 
-FULL = Sizes(rows=200_000, candidates=500, batch=512, rounds=5, calls=300, short_rounds=80, short_calls=50, burst_s=6.0)
-QUICK = Sizes(rows=400, candidates=20, batch=32, rounds=5, calls=5, short_rounds=5, short_calls=5, burst_s=0.3)
+FULL = Sizes(
+    rows=200_000, candidates=500, batch=512, rounds=5, calls=300, short_rounds=80, short_calls=50, pairs=8, burst_s=6.0
+)
+QUICK = Sizes(
+    rows=400, candidates=20, batch=32, rounds=5, calls=5, short_rounds=5, short_calls=5, pairs=2, burst_s=0.3
+)
 
 
 class Spent(NamedTuple):
@@ -75,19 +83,23 @@ class Serving:
     scratch: Path
     stack: ExitStack
     _made: dict[str, Any] = field(default_factory=dict)
+    _fleets: Iterator[int] = field(default_factory=count)
 
     @property
     def repository(self) -> FeastRepository:
         return self._once("repository", self._publish)
 
-    def fleet(self, *, local: bool = False, version: int = 1) -> Fleet:
-        """A CPU host and a ranker that asks it; `local`: a ranker with the tables in its own process."""
-        name = f"{'local' if local else 'remote'}-{version}"
-        fleet = Fleet(
+    def fleet(self) -> Fleet:
+        """A CPU host and a ranker that asks it, which stay."""
+        return self._once("fleet", lambda: self.stack.enter_context(self.new_fleet()))
+
+    def new_fleet(self, *, local: bool = False, version: int = 1) -> Fleet:
+        """A CPU host and a ranker that asks it, to be entered; `local`: a ranker with the tables in its own process."""
+        name = f"fleet-{next(self._fleets)}"
+        return Fleet(
             self.repository.workspace, logs=self.scratch / f"logs-{name}", prefix=f"{name}-", versions=str(version),
             replicas=0 if local else 1, ranker_options=("--cpu-tier", "local") if local else (),
         )
-        return self._once(name, lambda: self.stack.enter_context(fleet))
 
     def ids(self, entity: str) -> np.ndarray:
         return entity_ids(entity, self.sizes.rows)
