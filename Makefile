@@ -3,8 +3,8 @@
 # make bench-publish        publishing and lookups against Feast, Redis and FBGEMM, about half an hour, into reports/bench/
 # make bench-publish-100m   one table of 100 M rows, from publishing to retiring
 # make test-crash           publish and materialize killed more than a hundred times, twelve minutes; FACET_CRASH_SEED=N repeats one
-# make bench-online         serving against tables at hand, a gRPC echo and Feast, 25 to 45 minutes, into reports/bench/
-# make chaos                a million ranked requests, rollouts and kills at once, every answer recomputed; about an hour
+# make bench-online         serving against tables at hand, a gRPC echo and Feast, 20 to 45 minutes, into reports/bench/
+# make chaos                a million ranked requests, rollouts and kills at once, every answer recomputed; 25 to 75 minutes
 # make soak                 fifteen minutes of everything, no process may grow
 # make fuzz                 coverage-guided fuzzing of both services, five minutes
 # On a machine with an NVIDIA GPU: make LOCK=requirements/cuda.lock demo

@@ -1,7 +1,7 @@
 """`make bench-online`: what it costs that rows live on another host, against having them at hand and against Feast.
 
 ```
-python -m tests.benchmarks.online                                    everything, 25 to 45 minutes
+python -m tests.benchmarks.online                                    everything, 20 to 45 minutes
 python -m tests.benchmarks.online --only lookup512_p50_vs_grpc_echo  one result and those measured with it
 python -m tests.benchmarks.online --quick                            small and short: whether it runs, not how fast
 ```
