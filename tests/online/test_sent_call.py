@@ -200,10 +200,9 @@ def test_what_can_send_by_itself_does() -> None:
     assert send(Own(), b"message", 1.0) == (b"message", 1.0)
 
 
-@pytest.mark.skipif(os.environ.items() >= POLLER.items(), reason="this is that process")
-def test_all_this_with_the_poller_of_our_own_processes() -> None:
+def test_all_this_with_the_poller_of_our_own_processes(request) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", __file__], env={**os.environ, **POLLER}, capture_output=True, text=True,
-        timeout=600, check=False,
+        [sys.executable, "-m", "pytest", __file__, f"--deselect={request.node.nodeid}"], env={**os.environ, **POLLER},
+        capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
-    assert done.returncode == 0 and "1 skipped" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "1 deselected" in done.stdout, done.stdout + done.stderr
