@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from online.reader import VersionReader
+from online.lookup.reader import VersionReader
 from pipelines.contracts.durable import STAGING_PREFIX
 from pipelines.contracts.workspace import Workspace
 from tests.releases import FeastRepository, published_rows

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from online.reader import VersionReader
+from online.lookup.reader import VersionReader
 from pipelines.contracts.workspace import Workspace
 from tests.crash import require_served
 from tests.releases import FeastRepository

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from online.lookup.hosted import HostedVersions
+from online.lookup.reader import VersionReader
 from online.ranking.scorer import Scorer
-from online.reader import VersionReader
 from pipelines.audit import audit
 from pipelines.contracts.errors import FacetError
 from pipelines.contracts.manifest import Manifest

@@ -76,7 +76,7 @@ def test_torch_stays_with_those_who_learn_and_score(room: str) -> None:
     ("room", "module", "verdict"),
     [
         ("online", "training.quantize", True),
-        ("training", "online.reader", True),
+        ("training", "online.lookup.reader", True),
         ("training", "pipelines.events", True),
         ("pipelines", "pipelines.events", False),
         ("online", "pipelines.contracts.segment", False),

@@ -5,7 +5,7 @@ What gRPC reads when it is first used is set here, for these processes only; who
 
 import os
 
-from online.poller import POLLER
+from online.rpc.poller import POLLER
 
 # gRPC's own log repeats on stderr what our errors say.
 for _name, _value in {"GRPC_VERBOSITY": "NONE", **POLLER}.items():

@@ -88,7 +88,7 @@ def server_limits(command: Command) -> Command:
         *arguments: Any, max_connections: int, max_streams: int, connection_idle: float, connection_age: float,
         handshake_timeout: float, **options: Any,
     ) -> Any:
-        from online.security.limits import Limits
+        from online.rpc.limits import Limits
 
         limits = Limits(
             connections=max_connections, streams=max_streams, idle_s=connection_idle, age_s=connection_age,

@@ -70,7 +70,7 @@ def listens(*, slots: int, queue: int, slots_help: str) -> Callable[[Command], C
             *arguments: Any, host: str, port: int, admin_port: int, metrics_port: int | None, slots: int, queue: int,
             limits: Any, security: Any, **options: Any,
         ) -> Any:
-            from online.listening import Listening
+            from online.rpc.listening import Listening
 
             told = Listening(
                 host=host, port=port, admin_port=admin_port, metrics_port=metrics_port, slots=slots, queue=queue,

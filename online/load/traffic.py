@@ -18,7 +18,7 @@ from online.load.recording import NOT_SENT, Failures, Growing, histogram, percen
 from online.lookup.client import LookupClient
 from online.proto import rank_pb2
 from online.ranking.client import RankClient, RankedScores
-from online.refusal import Refusal
+from online.rpc_error import RpcError
 from online.security.credentials import ClientSecurity
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Traffic:
         """Make a request's call when it is due; None: it failed, or was too late to be made, and was recorded as that.
 
         Args:
-            call: answers, or raises `Refusal`.
+            call: answers, or raises `RpcError`.
             timeout_s: until its client would give up.
         """
         due = begin()
@@ -88,7 +88,7 @@ class Traffic:
             return None
         try:
             return Answered(call(), due, sent)
-        except Refusal as refusal:
+        except RpcError as refusal:
             self.fail(refusal.code.name, due, str(refusal))
             return None
 

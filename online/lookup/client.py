@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import numpy as np
 
-from online.lookup.replicas import Asking, Patience, Replicas, targets_by_shard
 from online.lookup.row_source import ALL, Only, VersionRows
-from online.lookup.shards import cut
+from online.lookup.shards import cut, targets_by_shard
 from online.lookup.wire import LOOKUP, read_answer, request_bytes
 from online.printable import printable
-from online.refusal import Code, Refusal
+from online.rpc.replicas import Asking, Replicas, RetryPolicy
+from online.rpc_error import Code, RpcError
 
 if TYPE_CHECKING:
     from online.security.credentials import ClientSecurity
@@ -74,7 +74,7 @@ class LookupClient:
             )
             for addresses in targets_by_shard(targets)
         ]
-        self._timeout_s, self._patience = timeout_s, Patience(attempts, _AGAIN, _ONCE)
+        self._timeout_s, self._retry_policy = timeout_s, RetryPolicy(attempts, _AGAIN, _ONCE)
         self._name, self._number = os.urandom(8).hex(), count()
         cut(np.zeros(1, np.int64), len(self._shards))  # loads what is compiled now, so that no request waits for it
 
@@ -105,7 +105,7 @@ class LookupClient:
             accepted, ids, only, timeout_s: as for `start`.
 
         Raises:
-            Refusal: as `PendingLookup.result`.
+            RpcError: as `PendingLookup.result`.
         """
         pending = self._pending(accepted, ids, only, request_id, timeout_s)
         for part in pending.parts[1:]:
@@ -122,7 +122,7 @@ class LookupClient:
     ) -> "PendingLookup":
         deadline = time.monotonic() + (self._timeout_s if timeout_s is None else min(timeout_s, self._timeout_s))
         request_id = request_id or f"{self._name}-{next(self._number):x}"
-        return PendingLookup(self._shards, accepted, ids, only, request_id, self._patience, deadline)
+        return PendingLookup(self._shards, accepted, ids, only, request_id, self._retry_policy, deadline)
 
 
 class PendingLookup:
@@ -134,7 +134,7 @@ class PendingLookup:
 
     def __init__(
         self, shards: Sequence[Replicas], accepted: Sequence[int], ids: Mapping[str, np.ndarray], only: Only,
-        request_id: str, patience: Patience, deadline: float,
+        request_id: str, patience: RetryPolicy, deadline: float,
     ) -> None:
         self._accepted, self._request_id = accepted, request_id
         if len(shards) == 1:
@@ -162,7 +162,7 @@ class PendingLookup:
         """Wait for the rows. By one thread, once.
 
         Raises:
-            Refusal: what a server refused; LOOKUP_UNAVAILABLE when no host of a shard could be reached;
+            RpcError: what a server refused; LOOKUP_UNAVAILABLE when no host of a shard could be reached;
                 VERSION_NOT_AVAILABLE when there is no version that all shards answer; VERSION_MISMATCH when an answer
                 does not fit the question.
         """
@@ -189,7 +189,7 @@ class PendingLookup:
                 part.send()
             try:
                 self._gather(outvoted, answers)
-            except Refusal as refusal:
+            except RpcError as refusal:
                 if refusal.code is not Code.VERSION_NOT_AVAILABLE:
                     raise
 
@@ -199,7 +199,7 @@ class PendingLookup:
         for number, part in enumerate(parts):
             try:
                 rows = part.rows()
-            except Refusal:
+            except RpcError:
                 for other in parts[number + 1 :]:
                     other.cancel()
                 raise
@@ -215,12 +215,12 @@ class PendingLookup:
             return max(left)[1]  # of two with as many votes the newer: it is the older that is on its way out
         versions = sorted({version for version, _ in answers})
         if len(versions) < len(answers):
-            raise Refusal(
+            raise RpcError(
                 Code.VERSION_MISMATCH, f"shards differ in what they answer to lookup {self._request_id}",
                 expected="one manifest for each version", got=f"{[(v, sha[:12]) for v, sha in answers]}",
                 remedy="Let all hosts read the same published versions.",
             )
-        raise Refusal(
+        raise RpcError(
             Code.VERSION_NOT_AVAILABLE, f"no version is answered by all shards of lookup {self._request_id}",
             expected=f"one of {sorted(votes)} on every shard", got=f"{versions} on some",
             remedy="Load one of the accepted versions on every shard.", versions=tuple(versions),
@@ -236,7 +236,7 @@ class PendingLookup:
                 continue
             widths = {part.rows[name].shape[1] for part in pieces.values()}
             if len(widths) > 1:
-                raise Refusal(
+                raise RpcError(
                     Code.VERSION_MISMATCH, f"shards differ in their rows of {name}", expected="rows of one width",
                     got=f"{sorted(widths)} bytes", remedy="Check what listens at those addresses.",
                 )
@@ -259,7 +259,7 @@ class _Part(Asking):
 
     def __init__(
         self, shard: tuple[int, int] | None, replicas: Replicas, request_id: str, accepted: Sequence[int],
-        ids: Mapping[str, np.ndarray], only: Only, patience: Patience, deadline: float,
+        ids: Mapping[str, np.ndarray], only: Only, patience: RetryPolicy, deadline: float,
     ) -> None:
         self._shard, self._accepted, self._ids, self._only = shard, accepted, ids, only
         super().__init__(replicas, self._request(request_id), request_id, patience, deadline)
@@ -282,7 +282,7 @@ class _Part(Asking):
         self.start_over()
 
     def rows(self) -> VersionRows:
-        """Wait for what was sent, or ask and wait in this thread; raises `Refusal`."""
+        """Wait for what was sent, or ask and wait in this thread; raises `RpcError`."""
         answer = self.result()
         rows, found = {}, {}
         version, tables, asked = answer.version, answer.tables, self._ids
@@ -301,7 +301,7 @@ class _Part(Asking):
         if not fits:
             got = [(name, len(mask), row_bytes, packed.size) for name, row_bytes, packed, mask in tables]
             sizes = {name: len(ids) for name, ids in asked.items()}
-            raise Refusal(
+            raise RpcError(
                 Code.VERSION_MISMATCH, f"answer of {self.target} to lookup {self.request_id}",
                 expected=f"a version of {list(self._accepted)}, and of {sizes} as many rows",
                 got=f"version {version}, and (table, rows, bytes of a row, of all) {got}",

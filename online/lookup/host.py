@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from online.host_state import HostMemory, HostState, recalled, restore
-from online.listening import Listening
 from online.lookup.hosted import HostedVersions
+from online.lookup.reader import VersionReader
 from online.lookup.service import CpuTierAdminService, LookupService
 from online.lookup.shards import Shard
 from online.lookup.worker import WorkerAdmin, state_from_parent
 from online.lookup.workers import Workers, WorkersAdminService, reserve_port
 from online.proto import admin_pb2_grpc
-from online.reader import VersionReader
-from online.server import Endpoint, serve_until_stopped
+from online.rpc.listening import Listening
+from online.rpc.server import Endpoint, serve_until_stopped
 from pipelines.contracts.workspace import Workspace
 
 __all__ = ["CpuHost"]

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from online.host_state import HostState
+from online.lookup.reader import VersionReader
 from online.observe import metrics
 from online.printable import printable
 from online.proto import admin_pb2
-from online.reader import VersionReader
-from online.refusal import Code, Refusal, as_refusal
+from online.rpc_error import Code, RpcError, as_rpc_error
 from pipelines.contracts.errors import FacetError
 from pipelines.contracts.row_store import RowReader
 
@@ -47,11 +47,11 @@ class HostedVersion:
             uint8 (B, row_bytes) and bool (B,): the rows, and whether each is the id's own.
 
         Raises:
-            Refusal: TABLE_UNKNOWN, or why the rows cannot be read; it names this version, whose doing it is.
+            RpcError: TABLE_UNKNOWN, or why the rows cannot be read; it names this version, whose doing it is.
         """
         table: RowReader | None = self.reader.tables.get(name)
         if table is None:
-            raise Refusal(
+            raise RpcError(
                 Code.TABLE_UNKNOWN, f"table {printable(name)} of version {self.version}",
                 expected=f"one of {list(self.reader.tables)}", got=printable(name),
                 remedy="Ask for a table that the version has.", versions=(self.version,),
@@ -59,14 +59,14 @@ class HostedVersion:
         try:
             return table.lookup(ids)
         except FacetError as error:
-            refusal = as_refusal(error)
+            refusal = as_rpc_error(error)
             refusal.versions = (self.version,)
             raise refusal from error
 
 
-def no_tables() -> Refusal:
+def no_tables() -> RpcError:
     """What is said to who asks for rows of no table."""
-    return Refusal(Code.NO_TABLES, "tables", expected="at least one", got="none", remedy="Name the tables.")
+    return RpcError(Code.NO_TABLES, "tables", expected="at least one", got="none", remedy="Name the tables.")
 
 
 class HostedVersions:
@@ -124,11 +124,11 @@ class HostedVersions:
             share: below 1, the share of the requests that the version is tried on, while what is preferred stays so.
 
         Raises:
-            Refusal: VERSION_NOT_LOADED; INVALID_SHARE where the share is not in (0, 1], or a canary is asked for of
+            RpcError: VERSION_NOT_LOADED; INVALID_SHARE where the share is not in (0, 1], or a canary is asked for of
                 the version that is preferred already.
         """
         if not 0 < share <= 1:
-            raise Refusal(
+            raise RpcError(
                 Code.INVALID_SHARE, f"share of version {version}", expected="more than 0, at most 1", got=f"{share:g}",
                 remedy="Give a share of the requests, or none to prefer the version everywhere.",
             )
@@ -140,7 +140,7 @@ class HostedVersions:
             if share == 1:
                 self._preferred, self._canary, self._canary_share = version, 0, 0.0
             elif version == self._preferred:
-                raise Refusal(
+                raise RpcError(
                     Code.INVALID_SHARE, f"version {version} cannot be a canary", expected="one beside the preferred",
                     got=f"share {share:g} of the preferred version itself", remedy="Promote another version first.",
                 )
@@ -155,7 +155,7 @@ class HostedVersions:
             hosted = self._hosted.get(version)
             if hosted and not hosted.draining:
                 if self._answering() == [version]:
-                    raise Refusal(
+                    raise RpcError(
                         Code.LAST_VERSION, f"version {version} cannot be drained",
                         expected="another version that answers on this host", got="it is the only one",
                         remedy="Load and promote another version first, or stop the process.",
@@ -221,7 +221,7 @@ class HostedVersions:
         That is the canary for its share of the requests, else the preferred version, else the oldest that is accepted.
 
         Raises:
-            Refusal: VERSION_NOT_AVAILABLE, naming the versions that do answer; NO_ACCEPTED_VERSIONS.
+            RpcError: VERSION_NOT_AVAILABLE, naming the versions that do answer; NO_ACCEPTED_VERSIONS.
         """
         with self._lock:
             canarys = self._canary_below and zlib.crc32(request_id.encode()) < self._canary_below
@@ -231,11 +231,11 @@ class HostedVersions:
                     return hosted
             answering = self._answering()
         if not accepted:
-            raise Refusal(
+            raise RpcError(
                 Code.NO_ACCEPTED_VERSIONS, "accepted_versions", expected="at least one", got="none",
                 remedy="Name the versions you can use; there is no 'latest'.",
             )
-        raise Refusal(
+        raise RpcError(
             Code.VERSION_NOT_AVAILABLE, "none of the accepted versions answers on this host",
             expected=f"one of {answering}", got=f"{sorted(set(accepted))}",
             remedy="Accept a version that answers, or load one of these here.", versions=tuple(answering),
@@ -308,12 +308,12 @@ class HostedVersions:
     def _wait_until_unused(self, hosted: HostedVersion) -> None:
         version = hosted.version
         if not hosted.draining:
-            raise Refusal(
+            raise RpcError(
                 Code.STILL_ANSWERING, f"version {version} cannot be unloaded", expected="a drained version",
                 got="one that still answers", remedy="Drain it first.",
             )
         if not self._changed.wait_for(lambda: not hosted.in_flight or not hosted.draining, self._unload_wait_s):
-            raise Refusal(
+            raise RpcError(
                 Code.IN_FLIGHT, f"version {version} cannot be unloaded", expected="no request that holds it",
                 got=f"{hosted.in_flight} after {self._unload_wait_s:g} s", remedy="Try again.",
             )
@@ -349,8 +349,8 @@ class HostedVersions:
                 self._remember(state)
                 self._remembered = state
 
-    def _not_loaded(self, version: int, got: str) -> Refusal:
-        return Refusal(
+    def _not_loaded(self, version: int, got: str) -> RpcError:
+        return RpcError(
             Code.VERSION_NOT_LOADED, f"version {version}", expected="a version that is loaded here and answers",
             got=got, remedy="Load it first.",
         )

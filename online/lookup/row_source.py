@@ -31,7 +31,7 @@ class PendingRows(Protocol):
     """A lookup under way."""
 
     def result(self) -> VersionRows:
-        """Wait for the rows, by one thread, once; raises `online.refusal.Refusal`."""
+        """Wait for the rows, by one thread, once; raises `online.rpc_error.RpcError`."""
         ...
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from online.lookup.hosted import HostedVersions, no_tables
 from online.lookup.row_source import ALL, Only, VersionRows
 from online.observe import metrics
-from online.refusal import Refusal, as_refusal
+from online.rpc_error import RpcError, as_rpc_error
 from pipelines.contracts.errors import FacetError
 
 __all__ = ["FetchedRows", "SameHostRows"]
@@ -21,11 +21,11 @@ __all__ = ["FetchedRows", "SameHostRows"]
 class FetchedRows:
     """A lookup that is over."""
 
-    answer: VersionRows | Refusal
+    answer: VersionRows | RpcError
 
     def result(self) -> VersionRows:
-        """The rows; raises `Refusal`."""
-        if isinstance(self.answer, Refusal):
+        """The rows; raises `RpcError`."""
+        if isinstance(self.answer, RpcError):
             raise self.answer
         return self.answer
 
@@ -69,7 +69,7 @@ class SameHostRows:
         try:
             answer = self._fetch(accepted, ids, only, request_id or f"{self._name}-{next(self._number):x}")
         except FacetError as error:
-            answer = as_refusal(error)
+            answer = as_rpc_error(error)
             code = answer.code.name
         metrics.observe_request("lookup", code, time.perf_counter() - began)
         return FetchedRows(answer)
@@ -77,7 +77,7 @@ class SameHostRows:
     def lookup(
         self, accepted: Sequence[int], ids: Mapping[str, np.ndarray], *, only: Only = ALL, request_id: str = ""
     ) -> VersionRows:
-        """`start` and `result` at once; raises `Refusal`."""
+        """`start` and `result` at once; raises `RpcError`."""
         return self.start(accepted, ids, only=only, request_id=request_id).result()
 
     def close(self) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 import grpc
 import numpy as np
 
-from online.admission import Admission
 from online.lookup.hosted import HostedVersion, HostedVersions, no_tables
 from online.lookup.shards import Shard
 from online.lookup.wire import LOOKUP, Request, answer_bytes, read_request
@@ -14,8 +13,9 @@ from online.observe import metrics
 from online.observe.request_log import ServedRequest
 from online.printable import printable
 from online.proto import admin_pb2, admin_pb2_grpc
-from online.refusal import Code, Refusal, refusals_to_status, refuse
-from online.security.gate import GuardedServer
+from online.rpc.admission import Admission
+from online.rpc.gate import GuardedServer
+from online.rpc_error import Code, RpcError, errors_to_status, refuse
 
 __all__ = ["ALL_IDS", "QUICK_BYTES", "CpuTierAdminService", "LookupService", "packed_ids"]
 
@@ -30,7 +30,7 @@ ID = np.dtype("<i8")
 def packed_ids(raw: bytes, what: str) -> np.ndarray:
     """int64 (B,) of packed little-endian bytes, without a copy; refuses a length that is no multiple of 8."""
     if len(raw) % 8:
-        raise Refusal(
+        raise RpcError(
             Code.MALFORMED_IDS, f"ids of {printable(what)}", expected="packed int64, a multiple of 8 bytes",
             got=f"{len(raw)} bytes", remedy="Pack ids as little-endian int64.",
         )
@@ -90,7 +90,7 @@ class LookupService:
             raise no_tables()
         ids = sum([len(raw) for _, raw, _ in request.tables]) // 8
         if ids > self._max_ids or tables > MAX_TABLES or accepted > MAX_ACCEPTED:
-            raise Refusal(
+            raise RpcError(
                 Code.BATCH_TOO_LARGE, "request",
                 expected=f"at most {self._max_ids} ids, {MAX_TABLES} tables, {MAX_ACCEPTED} accepted versions",
                 got=f"{ids} ids, {tables} tables, {accepted} versions",
@@ -121,8 +121,8 @@ class LookupService:
         metrics.count_answer("cpu-tier", hosted.version)
         return answer
 
-    def _wrong_shard(self, got: str) -> Refusal:
-        return Refusal(
+    def _wrong_shard(self, got: str) -> RpcError:
+        return RpcError(
             Code.WRONG_SHARD, "this host does not answer these ids",
             expected=f"ids of shard {self._shard}, and the request says so", got=got,
             remedy="Name every host with its own shard, as in 0/2=host:port, 0/1 being all ids.",
@@ -160,6 +160,6 @@ class CpuTierAdminService(admin_pb2_grpc.CpuTierAdminServicer):
     def _after(
         self, name: str, change: Callable[[], None], request: admin_pb2.VersionRequest, context: grpc.ServicerContext
     ) -> admin_pb2.CpuTierStatus:
-        with refusals_to_status(context, f"{name} {request.version}"):
+        with errors_to_status(context, f"{name} {request.version}"):
             change()
             return self.Status(admin_pb2.StatusRequest(), context)

@@ -1,6 +1,7 @@
 """Which part of the ids a CPU host answers, and how a batch is cut into those parts and put together again."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ from pipelines.contracts.errors import InvalidConfig
 from pipelines.contracts.ids import batch_of
 from pipelines.contracts.segment_index import finalize
 
-__all__ = ["MAX_SHARDS", "Cut", "Shard", "cut", "shard_of"]
+__all__ = ["MAX_SHARDS", "Cut", "Shard", "cut", "shard_of", "targets_by_shard"]
 
 MAX_SHARDS = 4096
 
@@ -54,6 +55,41 @@ class Shard:
     def strays(self, ids: np.ndarray) -> int:
         """How many of `ids` (int64 (B,)) fall into another shard."""
         return 0 if self.count == 1 else _strays(batch_of(ids), self.index, self.count)
+
+
+def targets_by_shard(targets: Sequence[str]) -> list[list[str]]:
+    """Addresses by shard, replicas together, of `host:port`, which has all ids, or `index/count=host:port`.
+
+    >>> targets_by_shard(["0/2=a:1", "1/2=b:1", "0/2=c:1"])
+    [['a:1', 'c:1'], ['b:1']]
+
+    Raises:
+        InvalidConfig: there are none, they divide the ids in different ways, a shard is missing, or an address is
+            named twice.
+    """
+    shards: dict[Shard, list[str]] = {}
+    for target in targets:
+        shard, equals, address = target.rpartition("=")
+        shards.setdefault(Shard.parse(shard) if equals else Shard(0, 1), []).append(address)
+    counts = {shard.count for shard in shards}
+    if len(counts) != 1:
+        raise InvalidConfig(
+            "servers", expected="at least one host:port, or each shard as index/count=host:port, all of one count",
+            got=", ".join(targets) or "none", remedy="Name replicas of one division of the ids.",
+        )
+    missing = [str(shard) for shard in (Shard(i, max(counts)) for i in range(max(counts))) if shard not in shards]
+    if missing:
+        raise InvalidConfig(
+            "servers", expected="at least one for every shard", got=f"none for {', '.join(missing)}",
+            remedy="Name a host of each, as index/count=host:port.",
+        )
+    addresses = [address for replicas in shards.values() for address in replicas]
+    if len(set(addresses)) < len(addresses):
+        raise InvalidConfig(
+            "servers", expected="every address once", got=", ".join(targets),
+            remedy="Name each host once; `connections` opens several connections to each.",
+        )
+    return [shards[shard] for shard in sorted(shards, key=lambda shard: shard.index)]
 
 
 def shard_of(ids: np.ndarray, count: int) -> np.ndarray:

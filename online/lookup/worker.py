@@ -12,7 +12,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from online.host_state import HostState
-from online.server import STOP_GRACE_S
+from online.rpc.server import STOP_GRACE_S
 
 __all__ = ["FOLDER_PREFIX", "WorkerAdmin", "state_from_parent"]
 

@@ -34,8 +34,8 @@ from online.host_state import HostState
 from online.lookup.worker import FOLDER_PREFIX
 from online.observe.metrics import WORKERS_DIRECTORY
 from online.proto import admin_pb2, admin_pb2_grpc
-from online.refusal import CODE_KEY, Code, Refusal, refusal_from, refusals_to_status
-from online.server import STOP_GRACE_S
+from online.rpc.server import STOP_GRACE_S
+from online.rpc_error import CODE_KEY, Code, RpcError, errors_to_status, rpc_error_from
 from pipelines.contracts.errors import InvalidConfig, Unavailable
 
 __all__ = ["Workers", "WorkersAdminService", "merged", "reserve_port"]
@@ -180,9 +180,9 @@ class Workers:
 
     @contextmanager
     def _settled(self, until: float) -> Iterator[None]:
-        """No worker is being started and nothing else changes; raises `Refusal` DEADLINE where that lasts too long."""
+        """No worker is being started and nothing else changes; raises `RpcError` DEADLINE where that lasts too long."""
         if not self._changing.acquire(timeout=max(until - time.monotonic(), 0.0)):
-            raise Refusal(
+            raise RpcError(
                 Code.DEADLINE, "a worker is still being started", expected="all of them in time", got="not all",
                 remedy="Ask again: every change may be repeated.",
             )
@@ -207,11 +207,11 @@ class Workers:
                 if error.code() in GONE and CODE_KEY not in dict(error.trailing_metadata() or ()):
                     process.kill()  # gone, or as good as gone: another one will hold what the host holds
                 else:
-                    refusals.append(refusal_from(error, f"worker {number}"))
+                    refusals.append(rpc_error_from(error, f"worker {number}"))
         if refusals:
             raise refusals[0]
         if not answers:
-            raise Refusal(
+            raise RpcError(
                 Code.LOOKUP_UNAVAILABLE, "no worker of this host answers", expected=f"one of {len(self._workers)}",
                 got="none", remedy="They are being started again: ask again in a moment.",
             )
@@ -380,12 +380,12 @@ class WorkersAdminService(admin_pb2_grpc.CpuTierAdminServicer):
         return self._change("Unload", request, context)
 
     def Status(self, request: admin_pb2.StatusRequest, context: grpc.ServicerContext) -> admin_pb2.CpuTierStatus:
-        with refusals_to_status(context, "status"):
+        with errors_to_status(context, "status"):
             return self._workers.status()
 
     def _change(
         self, method: str, request: admin_pb2.VersionRequest, context: grpc.ServicerContext
     ) -> admin_pb2.CpuTierStatus:
-        with refusals_to_status(context, f"{method} {request.version}"):
+        with errors_to_status(context, f"{method} {request.version}"):
             # Of a call without a deadline, gRPC says that more time is left than it allows a call.
             return self._workers.change(method, request, min(context.time_remaining() or LONGEST_S, LONGEST_S))

@@ -185,7 +185,7 @@ def observe_request(service: str, code: str, seconds: float) -> None:
 
     Args:
         service: "lookup" or "rank".
-        code: "OK" or the name of an `online.refusal.Code`; the latency histogram has only those that are OK, so that
+        code: "OK" or the name of an `online.rpc_error.Code`; the latency histogram has only those that are OK, so that
             refusals, which are quick, do not make an overloaded server look fast.
         seconds: from its arrival in the server's thread until its answer was ready.
     """

@@ -19,7 +19,7 @@ from typing import Any
 
 from online.observe import metrics
 from online.printable import printable
-from online.refusal import Code, Refusal, as_refusal
+from online.rpc_error import Code, RpcError, as_rpc_error
 from pipelines.contracts.errors import FacetError
 
 __all__ = ["JsonFormatter", "LimitedRate", "ServedRequest", "configure", "count_refused", "current_request"]
@@ -69,7 +69,7 @@ class ServedRequest:
     """A request while it is served: named in every log line, counted by `metrics`, logged if refused or slow.
 
     ```
-    with refusals_to_status(context, request_id), ServedRequest("rank", request_id) as served:
+    with errors_to_status(context, request_id), ServedRequest("rank", request_id) as served:
         ...
         served.version = scorer.version
     ```
@@ -98,14 +98,14 @@ class ServedRequest:
         seconds = time.perf_counter() - self._began
         code = "OK"
         if error is not None:
-            code = (as_refusal(error).code if isinstance(error, FacetError) else Code.INTERNAL).name
+            code = (as_rpc_error(error).code if isinstance(error, FacetError) else Code.INTERNAL).name
         metrics.observe_request(self._service, code, seconds)
         if error is not None or seconds >= _settings.slow_s:
             _log(self._service, code, seconds, error, self.request_id, self.version)
         current_request.reset(self._token)
 
 
-def count_refused(service: str, refusal: Refusal) -> None:
+def count_refused(service: str, refusal: RpcError) -> None:
     """A request that was refused before it was read: counted by `metrics` and logged, without its id."""
     metrics.observe_request(service, refusal.code.name, 0.0)
     _log(service, refusal.code.name, 0.0, refusal)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import numpy as np
 
-from online.lookup.replicas import Asking, Patience, Replicas
 from online.proto import rank_pb2, rank_pb2_grpc
-from online.refusal import Code
+from online.rpc.replicas import Asking, Replicas, RetryPolicy
+from online.rpc_error import Code
 
 if TYPE_CHECKING:
     from online.security.credentials import ClientSecurity
@@ -70,19 +70,19 @@ class RankClient:
             [targets] if isinstance(targets, str) else targets, _rank_method, security=security,
             asks_again=attempts > 1,
         )
-        self._timeout_s, self._patience = timeout_s, Patience(attempts, _AGAIN, _ONCE)
+        self._timeout_s, self._retry_policy = timeout_s, RetryPolicy(attempts, _AGAIN, _ONCE)
         self._name, self._number = os.urandom(8).hex(), count()
 
     def rank(
         self, user: int, candidates: np.ndarray, *, now_seconds: float = 0.0, request_id: str = ""
     ) -> RankedScores:
-        """Score `candidates` (int64 (C,)) for a user at a moment (seconds since 1970; 0: now). Raises `Refusal`."""
+        """Score `candidates` (int64 (C,)) for a user at a moment (seconds since 1970; 0: now). Raises `RpcError`."""
         request = rank_pb2.RankRequest(
             request_id=request_id or f"{self._name}-{next(self._number):x}", user=user,
             candidates=np.ascontiguousarray(candidates, "<i8").tobytes(), now_seconds=now_seconds,
         )
         deadline = time.monotonic() + self._timeout_s
-        response = Asking(self._rankers, request, request.request_id, self._patience, deadline).call()
+        response = Asking(self._rankers, request, request.request_id, self._retry_policy, deadline).call()
         return RankedScores(
             version=response.version,
             manifest_sha256=response.manifest_sha256,

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from online.ranking.combine import Combined
+from online.ranking.batcher import Batcher
 from pipelines.contracts.context import ContextFeature
 from pipelines.contracts.errors import NotPrepared
 
 if TYPE_CHECKING:
     from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesResponse
 
-__all__ = ["CombinedContext", "ContextSource", "FeastContext"]
+__all__ = ["BatchedContext", "ContextSource", "FeastContext"]
 
 _PRESENT = 1  # Feast's FieldStatus.PRESENT, part of its wire format; importing Feast takes seconds
 _Asked = tuple[tuple[ContextFeature, ...], np.ndarray, np.ndarray]  # features, users and items of one request
@@ -79,7 +79,7 @@ class FeastContext(ContextSource):
         return {feature.key: column for feature, column in zip(features, numbers, strict=True)}
 
 
-class CombinedContext(ContextSource):
+class BatchedContext(ContextSource):
     """Another source, asked for the pairs of several requests at once: most of a small Feast call is the call.
 
     Args:
@@ -91,7 +91,7 @@ class CombinedContext(ContextSource):
         self, source: ContextSource, *, max_pairs: int = 256, observe: Callable[[int], None] = lambda _: None
     ) -> None:
         self._source = source
-        self._combined = Combined(
+        self._combined = Batcher(
             self._read, max_size=max_pairs, size=lambda asked: len(asked[1]), observe=observe
         )
 

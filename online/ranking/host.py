@@ -9,22 +9,22 @@ from typing import Any
 import torch
 
 from online.host_state import HostMemory, HostState, restore
-from online.listening import Listening
 from online.lookup.client import LookupClient
 from online.lookup.hosted import HostedVersions
+from online.lookup.reader import VersionReader
 from online.lookup.row_source import RowSource
 from online.lookup.same_host import SameHostRows
 from online.lookup.service import CpuTierAdminService
 from online.observe import metrics
 from online.proto import admin_pb2_grpc
-from online.ranking.context_source import CombinedContext, ContextSource, FeastContext
+from online.ranking.context_source import BatchedContext, ContextSource, FeastContext
 from online.ranking.runnable import RunnableModels
 from online.ranking.scorer import Scorer, best_device
 from online.ranking.service import RankerAdminService, RankService
-from online.reader import VersionReader
-from online.refusal import Refusal
+from online.rpc.listening import Listening
+from online.rpc.server import Endpoint, serve_until_stopped
+from online.rpc_error import RpcError
 from online.security.credentials import ClientSecurity
-from online.server import Endpoint, serve_until_stopped
 from pipelines.contracts.workspace import Workspace
 
 __all__ = ["RankHost"]
@@ -95,7 +95,7 @@ class RankHost:
             admin_pb2_grpc.add_CpuTierAdminServicer_to_server(CpuTierAdminService(hosted), admin.server)
         try:
             service.warm_up()
-        except Refusal as refusal:  # no reason to stay away: the CPU tier may come back before the first request
+        except RpcError as refusal:  # no reason to stay away: the CPU tier may come back before the first request
             logger.warning("not yet able to answer: %s", refusal)
         # What is there now stays: without this, every full collection walks all of PyTorch and Feast, for 100 ms.
         gc.collect()
@@ -134,7 +134,7 @@ class RankHost:
 
     def _context(self, models: RunnableModels) -> ContextSource:
         features = dict.fromkeys(feature for scorer in models.pin().values() for feature in scorer.context)
-        return CombinedContext(
+        return BatchedContext(
             FeastContext(self.workspace.feature_repo, tuple(features)),
             observe=lambda requests: metrics.observe_batch("context", requests),
         )

@@ -12,7 +12,7 @@ from online.host_state import HostState
 from online.observe import metrics
 from online.proto import admin_pb2
 from online.ranking.scorer import Scorer
-from online.refusal import Code, Refusal
+from online.rpc_error import Code, RpcError
 from pipelines.contracts.errors import FacetError
 
 __all__ = ["LATENCY_BOUNDS_MS", "Pinned", "RunnableModels"]
@@ -74,7 +74,7 @@ class RunnableModels:
         """Forget a version; requests under way keep the model they began with.
 
         Raises:
-            Refusal: LAST_VERSION for the only one; STILL_ANSWERING while this process's own rows answer from it.
+            RpcError: LAST_VERSION for the only one; STILL_ANSWERING while this process's own rows answer from it.
         """
         with self._changing:
             if version in self._models:
@@ -169,12 +169,12 @@ class RunnableModels:
 
     def _check_unload(self, version: int) -> None:
         if len(self._models) == 1:
-            raise Refusal(
+            raise RpcError(
                 Code.LAST_VERSION, f"version {version} cannot be unloaded", expected="another upper model here",
                 got="it is the only one", remedy="Load another version first, or stop the process.",
             )
         if self._answering(version):
-            raise Refusal(
+            raise RpcError(
                 Code.STILL_ANSWERING, f"upper model of version {version} cannot be unloaded",
                 expected="a version whose rows are gone from this process", got="one that its rows still answer from",
                 remedy="Drain and unload its rows first.",

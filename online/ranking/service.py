@@ -9,23 +9,23 @@ from dataclasses import dataclass
 import grpc
 import numpy as np
 
-from online.admission import Admission
 from online.lookup.row_source import PendingRows, RowSource, VersionRows
 from online.lookup.service import packed_ids
 from online.observe import metrics
 from online.observe.request_log import ServedRequest
 from online.proto import admin_pb2, admin_pb2_grpc, rank_pb2, rank_pb2_grpc
-from online.ranking.combine import Combined
+from online.ranking.batcher import Batcher
 from online.ranking.context_source import ContextSource
 from online.ranking.runnable import Pinned, RunnableModels
 from online.ranking.scorer import Scored, Scorer, ToScore
-from online.refusal import Code, Refusal, refusals_to_status
-from online.security.gate import GuardedServer
+from online.rpc.admission import Admission
+from online.rpc.gate import GuardedServer
+from online.rpc_error import Code, RpcError, errors_to_status
 from pipelines.contracts.context import ContextFeature
 
 __all__ = ["RankService", "RankerAdminService", "RunnableModels"]
 
-MAX_COMBINED_CANDIDATES = 256  # in one forward pass: beyond that, its time is that of the candidates
+MAX_BATCH_CANDIDATES = 256  # in one forward pass: beyond that, its time is that of the candidates
 
 
 class RankService(rank_pb2_grpc.RankServicer):
@@ -53,8 +53,8 @@ class RankService(rank_pb2_grpc.RankServicer):
         self._admission = admission or Admission(slots=1024)
         metrics.watch_queue("rank", self._admission)
         self._plan = _Plan.of(models.pin())
-        self._scoring: Combined[tuple[Scorer, ToScore], Scored] = Combined(
-            _score, max_size=MAX_COMBINED_CANDIDATES, size=lambda asked: asked[1].candidates,
+        self._scoring: Batcher[tuple[Scorer, ToScore], Scored] = Batcher(
+            _score, max_size=MAX_BATCH_CANDIDATES, size=lambda asked: asked[1].candidates,
             observe=lambda requests: metrics.observe_batch("score", requests),
         )
 
@@ -65,7 +65,7 @@ class RankService(rank_pb2_grpc.RankServicer):
     def Rank(self, request: rank_pb2.RankRequest, context: grpc.ServicerContext) -> rank_pb2.RankResponse:
         arrived = time.perf_counter()
         request_id = request.request_id or uuid.uuid4().hex
-        with refusals_to_status(context, request_id), ServedRequest("rank", request_id) as served:
+        with errors_to_status(context, request_id), ServedRequest("rank", request_id) as served:
             return self._rank(request, served, context.time_remaining(), arrived)
 
     def warm_up(self) -> None:
@@ -104,7 +104,7 @@ class RankService(rank_pb2_grpc.RankServicer):
             pinned = self._models.pin()
             try:
                 return self._answer_from(self._plan_of(pinned), question)
-            except Refusal as refusal:
+            except RpcError as refusal:
                 changed = self._models.pin() is not pinned
                 in_time = time.monotonic() < question.deadline
                 if refusal.code is not Code.VERSION_NOT_AVAILABLE or not changed or not in_time:
@@ -165,7 +165,7 @@ class RankService(rank_pb2_grpc.RankServicer):
         """The rows, whose version is noted, or else that of rows that could not be read: a canary is judged by it."""
         try:
             rows = pending.result()
-        except Refusal as refusal:
+        except RpcError as refusal:
             if refusal.code is not Code.VERSION_NOT_AVAILABLE and len(refusal.versions) == 1:
                 question.version = refusal.versions[0]
             raise
@@ -175,11 +175,11 @@ class RankService(rank_pb2_grpc.RankServicer):
     def _candidates(self, request: rank_pb2.RankRequest) -> np.ndarray:
         candidates = packed_ids(request.candidates, "candidates")
         if not len(candidates):
-            raise Refusal(
+            raise RpcError(
                 Code.MALFORMED_IDS, "candidates", expected="at least one id", got="none", remedy="Name what to score."
             )
         if len(candidates) > self._max_candidates:
-            raise Refusal(
+            raise RpcError(
                 Code.BATCH_TOO_LARGE, "candidates", expected=f"at most {self._max_candidates}",
                 got=str(len(candidates)), remedy="Split them over several requests.",
             )
@@ -256,7 +256,7 @@ def _model_of(rows: VersionRows, pinned: Pinned) -> Scorer:
     scorer = pinned.get(rows.version)
     if scorer is None or scorer.manifest_sha256 != rows.manifest_sha256:
         metrics.count_mismatch()
-        raise Refusal(
+        raise RpcError(
             Code.VERSION_MISMATCH, "rows of another version than the model's",
             expected=f"one of {[(v, s.manifest_sha256[:12]) for v, s in pinned.items()]}",
             got=f"{(rows.version, rows.manifest_sha256[:12])}",
@@ -267,7 +267,7 @@ def _model_of(rows: VersionRows, pinned: Pinned) -> Scorer:
 
 def _moment(now_seconds: float) -> float:
     if not math.isfinite(now_seconds) or now_seconds < 0:
-        raise Refusal(
+        raise RpcError(
             Code.INVALID_TIME, "now_seconds", expected="seconds since 1970, or 0 for the server's clock",
             got=str(now_seconds), remedy="Send a finite number that is not negative.",
         )
@@ -292,6 +292,6 @@ class RankerAdminService(admin_pb2_grpc.RankerAdminServicer):
     def _after(
         self, change: Callable[[int], None], request: admin_pb2.VersionRequest, context: grpc.ServicerContext
     ) -> admin_pb2.RankerStatus:
-        with refusals_to_status(context, f"{change.__name__} {request.version}"):
+        with errors_to_status(context, f"{change.__name__} {request.version}"):
             change(request.version)
             return self._models.status()

@@ -18,13 +18,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from online.reader import VersionReader
-from online.refusal import Refusal
+from online.lookup.reader import VersionReader
 from online.rollout.canary import CanaryLimits, Outcome, Tally, Verdict, verdict
 from online.rollout.fleet import Answers, Fleet, is_away
 from online.rollout.fleet_status import FleetStatus, InvariantViolated
 from online.rollout.plan import Plan, Stage, Step, source_of
 from online.rollout.state import Record, RolloutState, alone, now
+from online.rpc_error import RpcError
 from pipelines.contracts.errors import (
     FacetError,
     IntegrityError,
@@ -192,7 +192,7 @@ class Rollout:
             say: is given what happens beside the steps, in words.
 
         Raises:
-            Refusal: a host refused a step; the state stays, so that the walk can be resumed, here and below.
+            RpcError: a host refused a step; the state stays, so that the walk can be resumed, here and below.
             Unavailable: a host did not answer for longer than `patience_s`.
             InvariantViolated: the next step would break what must hold.
             RolloutHalted: the canary halted it; with `rollback`, after it was taken back.
@@ -216,7 +216,7 @@ class _Walk:
     def __init__(
         self, state: RolloutState, fleet: Fleet, patience: "_Patience", rollback: bool, say: Say
     ) -> None:
-        self._state, self._fleet, self._patience = state, fleet, patience
+        self._state, self._fleet, self._retry_policy = state, fleet, patience
         self._rollback, self._say = rollback, say
         self._watch: _Watch | None = None
         self._refused: set[Step] = set()
@@ -243,8 +243,8 @@ class _Walk:
                         yield record, time.perf_counter() - began
                 elif state.plan.stage is not Stage.CANARY or self._canary_passed(answers):
                     state.move_to(state.plan.advanced())
-                self._patience.restored()
-            except Refusal as refusal:
+                self._retry_policy.restored()
+            except RpcError as refusal:
                 self._wait(refusal)
         state.write_timeline()  # kept beside the state, which the next rollout overwrites
         if state.plan.turned and state.halted:
@@ -263,7 +263,7 @@ class _Walk:
         record = self._state.begin(step)
         try:
             self._fleet.run(step)
-        except Refusal as refusal:
+        except RpcError as refusal:
             if is_away(refusal):
                 raise
             self._state.refused(record)
@@ -282,15 +282,15 @@ class _Walk:
         if any(violation.version in status.rankers[violation.ranker] for violation in status.violations()):
             status.check()
 
-    def _wait(self, refusal: Refusal) -> None:
+    def _wait(self, refusal: RpcError) -> None:
         if not is_away(refusal):
             raise refusal
         try:
-            self._patience.wait(refusal)
+            self._retry_policy.wait(refusal)
         except Unavailable as error:
             if self._state.plan.stage is not Stage.CANARY:
                 raise
-            self._patience.restored()
+            self._retry_policy.restored()
             self._halt(str(error.problem))
 
     def _canary_passed(self, answers: Answers) -> bool:
@@ -354,7 +354,7 @@ class _Patience:
     def restored(self) -> None:
         self._since = None
 
-    def wait(self, refusal: Refusal) -> None:
+    def wait(self, refusal: RpcError) -> None:
         """Sleep a moment; raises `Unavailable` when the patience is at its end."""
         moment = time.monotonic()
         if self._since is None:
@@ -377,7 +377,7 @@ def _first_look(
         while True:
             try:
                 return fleet.status()
-            except Refusal as refusal:
+            except RpcError as refusal:
                 if not is_away(refusal):
                     raise
                 patience.wait(refusal)

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from online.channel import open_channel
 from online.proto import admin_pb2, admin_pb2_grpc
-from online.refusal import Refusal, refusal_from
 from online.rollout.fleet_status import CpuHost, FleetStatus
 from online.rollout.plan import Step
+from online.rpc.channel import open_channel
+from online.rpc_error import RpcError, rpc_error_from
 
 if TYPE_CHECKING:
     from online.security.credentials import ClientSecurity
@@ -22,7 +22,7 @@ STATUS_TIMEOUT_S, CHANGE_TIMEOUT_S, LOAD_TIMEOUT_S = 5.0, 60.0, 600.0
 _AWAY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
 
 
-def is_away(refusal: Refusal) -> bool:
+def is_away(refusal: RpcError) -> bool:
     """Whether the host could not be asked, or did not say what became of it; else it answered, and refused."""
     return refusal.status in _AWAY
 
@@ -31,26 +31,26 @@ def is_away(refusal: Refusal) -> bool:
 class Answers:
     """What each host said, or why it said nothing."""
 
-    cpu_tiers: Mapping[str, admin_pb2.CpuTierStatus | Refusal]
-    rankers: Mapping[str, admin_pb2.RankerStatus | Refusal]
+    cpu_tiers: Mapping[str, admin_pb2.CpuTierStatus | RpcError]
+    rankers: Mapping[str, admin_pb2.RankerStatus | RpcError]
 
-    def refusals(self) -> Iterator[Refusal]:
+    def refusals(self) -> Iterator[RpcError]:
         for answer in (*self.cpu_tiers.values(), *self.rankers.values()):
-            if isinstance(answer, Refusal):
+            if isinstance(answer, RpcError):
                 yield answer
 
     def present(self) -> FleetStatus:
         """The hosts that answered."""
         return FleetStatus(
-            {host: CpuHost.of(a) for host, a in self.cpu_tiers.items() if not isinstance(a, Refusal)},
+            {host: CpuHost.of(a) for host, a in self.cpu_tiers.items() if not isinstance(a, RpcError)},
             {
                 host: {m.version: m.manifest_sha256 for m in a.models}
-                for host, a in self.rankers.items() if not isinstance(a, Refusal)
+                for host, a in self.rankers.items() if not isinstance(a, RpcError)
             },
         )
 
     def status(self) -> FleetStatus:
-        """All hosts; raises `Refusal` if one did not answer: a rollout needs to know all of them."""
+        """All hosts; raises `RpcError` if one did not answer: a rollout needs to know all of them."""
         for refusal in self.refusals():
             raise refusal
         return self.present()
@@ -76,11 +76,11 @@ class Fleet:
         return Answers(*({host: _answer(future, host) for host, future in futures.items()} for futures in asked))
 
     def status(self) -> FleetStatus:
-        """What all hosts hold; raises `Refusal` if one does not answer."""
+        """What all hosts hold; raises `RpcError` if one does not answer."""
         return self.ask().status()
 
     def run(self, step: Step) -> None:
-        """Take a step; raises `Refusal`, `is_away` if it is not known whether it took effect."""
+        """Take a step; raises `RpcError`, `is_away` if it is not known whether it took effect."""
         stub = (self._cpu_tiers if step.on == "cpu-tier" else self._rankers)[step.host]
         request = admin_pb2.VersionRequest(version=step.version, share=step.share if step.action == "canary" else 0)
         name = "Promote" if step.action in ("canary", "prefer") else step.action.capitalize()
@@ -88,7 +88,7 @@ class Fleet:
         try:
             getattr(stub, name)(request, timeout=timeout_s)
         except grpc.RpcError as error:
-            raise refusal_from(error, step.host) from error
+            raise rpc_error_from(error, step.host) from error
 
     def close(self) -> None:
         for channel in self._channels.values():
@@ -99,4 +99,4 @@ def _answer(future: grpc.Future, host: str):
     try:
         return future.result()
     except grpc.RpcError as error:
-        return refusal_from(error, host)
+        return rpc_error_from(error, host)

@@ -5,12 +5,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from online.proto import admin_pb2
-from online.refusal import Refusal
 from online.rollout.canary import Tally, quantile
 from online.rollout.fleet import Answers
 from online.rollout.fleet_status import CpuHost
 from online.rollout.plan import Stage
 from online.rollout.state import RolloutState
+from online.rpc_error import RpcError
 
 __all__ = ["render", "view"]
 
@@ -56,8 +56,8 @@ def _unseen(now: Answers) -> str:
     return f"{away} of {asked} hosts did not answer" if away else ""
 
 
-def _cpu_tier(answer: "admin_pb2.CpuTierStatus | Refusal") -> dict[str, Any]:
-    if isinstance(answer, Refusal):
+def _cpu_tier(answer: "admin_pb2.CpuTierStatus | RpcError") -> dict[str, Any]:
+    if isinstance(answer, RpcError):
         return {"error": answer.problem}
     host = CpuHost.of(answer)
     return {
@@ -81,8 +81,8 @@ def _state(hosted: admin_pb2.HostedVersion, host: CpuHost) -> str:
     return "preferred" if hosted.version == host.preferred else "answering"
 
 
-def _ranker(answer: "admin_pb2.RankerStatus | Refusal") -> dict[str, Any]:
-    if isinstance(answer, Refusal):
+def _ranker(answer: "admin_pb2.RankerStatus | RpcError") -> dict[str, Any]:
+    if isinstance(answer, RpcError):
         return {"error": answer.problem}
     bounds = tuple(answer.latency_bounds_ms)
     return {
@@ -107,7 +107,7 @@ def _finite(value: float) -> float | None:
 def _traffic(before: Answers, now: Answers, seconds: float) -> dict[str, Any]:
     tally = Tally()
     for answers in (before, now):
-        tally.look({host: a for host, a in answers.rankers.items() if not isinstance(a, Refusal)})
+        tally.look({host: a for host, a in answers.rankers.items() if not isinstance(a, RpcError)})
     every = sum(counts.answered for counts in tally.counts.values())
     return {
         "seconds": seconds,

@@ -16,10 +16,10 @@ import grpc
 import numpy as np
 
 from online.lookup.client import LookupClient
+from online.lookup.reader import VersionReader
 from online.lookup.wire import read_answer, read_request, request_bytes
-from online.poller import POLLER
 from online.proto import lookup_pb2, lookup_pb2_grpc
-from online.reader import VersionReader
+from online.rpc.poller import POLLER
 from tests.benchmarks import echo_server
 from tests.benchmarks.feast_stock import open_store, redis_store, stock_repository
 from tests.benchmarks.harness import Result, Side, environment, interleave, interval_of_ratio, overhead

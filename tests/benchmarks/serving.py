@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from online.poller import POLLER
+from online.rpc.poller import POLLER
 from pipelines.contracts.context import CONTEXT_FEATURES
 from pipelines.publish import publish
 from tests.fleet import Fleet, descendants, facet_environment

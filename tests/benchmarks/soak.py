@@ -32,7 +32,7 @@ import numpy as np
 
 from online.lookup.client import LookupClient
 from online.ranking.client import RankClient
-from online.refusal import Code, Refusal
+from online.rpc_error import Code, RpcError
 from pipelines.contracts.durable import replacing_file
 from tests.benchmarks.chaos import VERSIONS, published_versions
 from tests.benchmarks.harness import environment
@@ -135,7 +135,7 @@ def _traffic(fleet: Fleet) -> Iterator[Counter]:
         ]
         try:
             wrong[int(random.integers(len(wrong)))]()
-        except Refusal as refusal:
+        except RpcError as refusal:
             if refusal.code in (Code.INTERNAL, Code.LOOKUP_UNAVAILABLE):
                 raise
             return f"refused: {refusal.code.name}"

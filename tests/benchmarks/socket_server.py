@@ -14,9 +14,9 @@ from typing import NoReturn
 import numpy as np
 
 from online.lookup.hosted import HostedVersions
+from online.lookup.reader import VersionReader
 from online.lookup.service import LookupService
 from online.lookup.wire import read_answer, read_request, request_bytes
-from online.reader import VersionReader
 from pipelines.contracts.workspace import Workspace
 
 __all__ = ["NoGrpc", "SocketClient", "lookup_service"]

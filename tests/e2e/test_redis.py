@@ -13,7 +13,7 @@ import yaml
 from click.testing import CliRunner
 from feast.errors import FeatureViewNotFoundException
 
-from online.reader import VersionReader
+from online.lookup.reader import VersionReader
 from pipelines.cli import facet
 from pipelines.contracts.errors import IntegrityError, Unavailable, VersionConflict, VersionNotFound
 from pipelines.contracts.row_store import row_store

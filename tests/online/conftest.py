@@ -19,10 +19,10 @@ import pytest
 
 from online.lookup.client import LookupClient
 from online.lookup.hosted import HostedVersions
+from online.lookup.reader import VersionReader
 from online.lookup.service import ALL_IDS, CpuTierAdminService, LookupService
 from online.proto import admin_pb2_grpc
-from online.reader import VersionReader
-from online.server import Endpoint
+from online.rpc.server import Endpoint
 
 FACET = [sys.executable, "-c", "from pipelines.cli import main; main()"]
 READY_S = 60
@@ -87,7 +87,7 @@ def host_cpu_tier() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def host_ranker() -> Iterator[Any]:
     """Call with a Feast repository, CPU tier addresses and versions: a ranker that scores with them."""
-    from online.ranking.context_source import CombinedContext, FeastContext
+    from online.ranking.context_source import BatchedContext, FeastContext
     from online.ranking.scorer import Scorer
     from online.ranking.service import RankerAdminService, RankService, RunnableModels
     from pipelines.contracts.context import CONTEXT_FEATURES
@@ -100,7 +100,7 @@ def host_ranker() -> Iterator[Any]:
         for version in versions:
             state.load(version)
         clients.append(LookupClient(cpu_tiers, timeout_s=timeout_s))
-        context = CombinedContext(FeastContext(repository.workspace.feature_repo, CONTEXT_FEATURES))
+        context = BatchedContext(FeastContext(repository.workspace.feature_repo, CONTEXT_FEATURES))
         service = RankService(state, clients[-1], context, max_candidates=256, timeout_s=timeout_s)
         endpoint = Endpoint("rank", "127.0.0.1", 0, THREADS, refuse_more=True)
         hosted = Hosted(state, service, endpoint, Endpoint("admin", "127.0.0.1", 0, 2))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from online.lookup.hosted import HostedVersions
 from online.lookup.row_source import RowSource, VersionRows
-from online.refusal import Code, Refusal
+from online.rpc_error import Code, RpcError
 from tests.releases import DIMS, FeastRepository, published_rows
 
 __all__ = ["RowSourceCases"]
@@ -44,9 +44,9 @@ class RowSourceCases(ABC):
     def read(self, accepted: Any, ids: dict[str, Any], **options: Any) -> VersionRows:
         return self.source.start(accepted, ids, **options).result()
 
-    def refused(self, accepted: Any, ids: dict[str, Any]) -> Refusal:
+    def refused(self, accepted: Any, ids: dict[str, Any]) -> RpcError:
         pending = self.source.start(accepted, ids)  # must not raise: who starts a lookup is about to do something else
-        with pytest.raises(Refusal) as caught:
+        with pytest.raises(RpcError) as caught:
             pending.result()
         return caught.value
 

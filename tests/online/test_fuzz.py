@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from online.channel import open_channel
 from online.lookup.client import LookupClient
 from online.proto import lookup_pb2, rank_pb2
 from online.ranking.client import RankClient
+from online.rpc.channel import open_channel
 from tests.fleet import anonymous_bytes, descriptors
 from tests.online.http2 import call_beginning, frame
 from tests.releases import published_rows

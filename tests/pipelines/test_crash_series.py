@@ -29,7 +29,7 @@ import numpy as np
 import pytest
 
 from online.lookup.client import LookupClient
-from online.refusal import Refusal
+from online.rpc_error import RpcError
 from pipelines.audit import audit
 from pipelines.contracts.durable import remove_directory
 from pipelines.contracts.segment import Segment
@@ -81,7 +81,7 @@ class LiveTier:
             chosen = {table: rng.integers(0, len(ids), 256) for table, (ids, _) in self._truth.items()}
             try:
                 answer = self._client.lookup([1], {t: self._truth[t][0][pick] for t, pick in chosen.items()})
-            except (Refusal, grpc.RpcError) as error:
+            except (RpcError, grpc.RpcError) as error:
                 self.wrong.append(f"{type(error).__name__}: {error}")
                 continue
             self.answered += 1

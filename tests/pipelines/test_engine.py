@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from online.reader import VersionReader
+from online.lookup.reader import VersionReader
 from pipelines.contracts.durable import remove_directory
 from pipelines.contracts.errors import IntegrityError, InvalidConfig, NotPrepared, VersionConflict, VersionNotFound
 from pipelines.contracts.segment import Segment

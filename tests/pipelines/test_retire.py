@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from online.reader import VersionReader
+from online.lookup.reader import VersionReader
 from pipelines import cli
 from pipelines.cli import facet
 from pipelines.contracts.durable import creating_directory

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from online.reader import VersionReader
+from online.lookup.reader import VersionReader
 from pipelines.audit import audit
 from pipelines.contracts.errors import IntegrityError
 from pipelines.contracts.manifest import Manifest

@@ -14,12 +14,12 @@ import grpc
 import numpy as np
 
 from online.lookup.hosted import HostedVersions
+from online.lookup.reader import VersionReader
 from online.lookup.shards import cut
 from online.proto import lookup_pb2, lookup_pb2_grpc, rank_pb2, rank_pb2_grpc
-from online.reader import VersionReader
-from online.refusal import Code
-from online.security.arrival import Arrivals
-from online.security.gate import Gate, GuardedServer
+from online.rpc.arrival import Arrivals
+from online.rpc.gate import Gate, GuardedServer
+from online.rpc_error import Code
 from online.security.roles import Identity, Roles, token_sha256
 from pipelines.contracts.errors import FacetError
 from pipelines.contracts.manifest import Manifest

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from online.admission import Admission
-from online.channel import open_channel
 from online.lookup.client import LookupClient
 from online.lookup.hosted import HostedVersions
 from online.lookup.service import LookupService
 from online.lookup.shards import Shard, shard_of
 from online.lookup.wire import Request
 from online.proto.lookup_pb2 import LookupResponse, TableRows
-from online.refusal import Code, Refusal
-from online.server import Endpoint
+from online.rpc.admission import Admission
+from online.rpc.channel import open_channel
+from online.rpc.server import Endpoint
+from online.rpc_error import Code, RpcError
 from pipelines.contracts.errors import InvalidConfig
 from tests.online.row_source_cases import RowSourceCases
 from tests.releases import FeastRepository, published_rows
@@ -86,8 +86,8 @@ def closed_port() -> str:
     return f"127.0.0.1:{endpoint.port}"
 
 
-def refused(client: LookupClient, accepted: list[int], ids: Any = IDS) -> Refusal:
-    with pytest.raises(Refusal) as caught:
+def refused(client: LookupClient, accepted: list[int], ids: Any = IDS) -> RpcError:
+    with pytest.raises(RpcError) as caught:
         client.lookup(accepted, ids)
     return caught.value
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from online.host_state import HostMemory, HostState
 from online.lookup.hosted import HostedVersions
-from online.reader import VersionReader
-from online.refusal import Code, Refusal
+from online.lookup.reader import VersionReader
+from online.rpc_error import Code, RpcError
 from pipelines.contracts.errors import Unavailable, VersionNotFound
 
 CANARY_ID = next(name for name in map(str, range(100)) if zlib.crc32(name.encode()) < 2**28)
@@ -38,7 +38,7 @@ def answering(hosted, accepted=(1, 2), request_id="") -> int:
 
 
 def refused(change, *arguments) -> Code:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(RpcError) as caught:
         change(*arguments)
     return caught.value.code
 
@@ -61,10 +61,10 @@ class TestChanges:
     def test_a_drained_version_answers_nothing_new_and_comes_back_by_loading(self, hosted) -> None:
         hosted.load(2)
         hosted.drain(1)
-        with pytest.raises(Refusal) as caught, hosted.answering_from([1]):
+        with pytest.raises(RpcError) as caught, hosted.answering_from([1]):
             pass
         assert caught.value.code is Code.VERSION_NOT_AVAILABLE and caught.value.versions == (2,)
-        with pytest.raises(Refusal, match="draining"):
+        with pytest.raises(RpcError, match="draining"):
             hosted.promote(1)
         hosted.load(1)
         assert answering(hosted, [1]) == 1

@@ -5,12 +5,12 @@ import os
 import numpy as np
 import pytest
 
-from online.channel import open_channel
 from online.lookup.client import LookupClient
 from online.lookup.hosted import HostedVersions
+from online.lookup.reader import VersionReader
 from online.proto import admin_pb2, admin_pb2_grpc
 from online.ranking.service import RunnableModels
-from online.reader import VersionReader
+from online.rpc.channel import open_channel
 from pipelines.contracts.errors import IntegrityError, VersionInUse, VersionNotFound
 from pipelines.retire import retire
 from tests.crash import require_served

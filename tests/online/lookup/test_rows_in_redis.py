@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from online.lookup.client import LookupClient
-from online.refusal import Code, Refusal
+from online.rpc_error import Code, RpcError
 from pipelines.contracts.redis_rows import RedisRows
 from pipelines.contracts.row_store import row_store
 from tests.redis_server import RedisServer
@@ -48,7 +48,7 @@ def test_a_cpu_tier_answers_from_redis_and_says_when_it_is_gone(
     status, _, errors = missing.finish()
     assert status == 2 and "no table user.contrastive of version 2" in errors and "Traceback" not in errors
     server.stop()
-    with pytest.raises(Refusal, match=server.tcp_url) as refused:
+    with pytest.raises(RpcError, match=server.tcp_url) as refused:
         client.lookup([1], asked)
     assert refused.value.code is Code.LOOKUP_UNAVAILABLE
     client.close()

@@ -3,8 +3,8 @@
 from typing import Any
 
 from online.lookup.hosted import HostedVersions
+from online.lookup.reader import VersionReader
 from online.lookup.same_host import SameHostRows
-from online.reader import VersionReader
 from tests.online.row_source_cases import ONE, RowSourceCases
 from tests.releases import FeastRepository
 

@@ -12,9 +12,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from online.admission import Admission
-from online.channel import open_channel
-from online.first_message import receive_first
 from online.lookup import shards
 from online.lookup.client import LookupClient
 from online.lookup.hosted import HostedVersions
@@ -22,7 +19,10 @@ from online.lookup.service import QUICK_BYTES, LookupService, packed_ids
 from online.lookup.shards import Shard, shard_of
 from online.lookup.wire import Request
 from online.proto import admin_pb2, admin_pb2_grpc, lookup_pb2, lookup_pb2_grpc
-from online.refusal import Code
+from online.rpc.admission import Admission
+from online.rpc.channel import open_channel
+from online.rpc.first_message import receive_first
+from online.rpc_error import Code
 from tests.releases import published_rows
 from tests.waiting import until
 
@@ -193,7 +193,7 @@ def test_who_comes_too_late_is_refused_before_its_message_is_read(
 ) -> None:
     admission, read = Admission(slots=1), []
     host = host_cpu_tier(workspace_with_versions.workspace, admission=admission)
-    monkeypatch.setattr("online.door.receive_first", lambda *work: read.append(work) or receive_first(*work))
+    monkeypatch.setattr("online.rpc.door.receive_first", lambda *work: read.append(work) or receive_first(*work))
     request = request_of(item__kge=bytes(8))
     with open_channel(host.address) as channel:
         stub = lookup_pb2_grpc.LookupStub(channel)

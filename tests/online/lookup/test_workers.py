@@ -13,14 +13,14 @@ import grpc
 import numpy as np
 import pytest
 
-from online.channel import open_channel
 from online.host_state import HostState
 from online.lookup import workers as workers_module
 from online.lookup.client import LookupClient
 from online.lookup.workers import MISSED, Workers, merged, reserve_port, state_of
 from online.proto import admin_pb2, admin_pb2_grpc
-from online.refusal import Code, Refusal
-from online.server import Endpoint
+from online.rpc.channel import open_channel
+from online.rpc.server import Endpoint
+from online.rpc_error import Code, RpcError
 from pipelines.contracts.errors import InvalidConfig
 from tests.fleet import FACET, descendants, free_ports
 from tests.releases import published_rows
@@ -177,7 +177,7 @@ def test_a_worker_that_hangs_is_killed_and_another_one_answers(workspace_with_ve
             assert hangs not in workers.pids and workers.pids[1] == works
             os.kill(works, signal.SIGSTOP)  # a pause that is over in time
             until(lambda: is_stopped(works))
-            with pytest.raises(Refusal) as refused:
+            with pytest.raises(RpcError) as refused:
                 workers.status()
             assert refused.value.code is Code.DEADLINE
             os.kill(works, signal.SIGCONT)
@@ -193,7 +193,7 @@ from online.lookup.hosted import HostedVersions
 from online.lookup.service import CpuTierAdminService
 from online.lookup.worker import WorkerAdmin, state_from_parent
 from online.proto import admin_pb2_grpc
-from online.server import serve_until_stopped
+from online.rpc.server import serve_until_stopped
 from pipelines.contracts.errors import Unavailable
 
 def opened(version):
@@ -217,11 +217,11 @@ def test_a_worker_that_refuses_or_is_busy_with_changes_lives_on(monkeypatch) -> 
     try:
         workers.start()
         pids = workers.pids
-        with pytest.raises(Refusal) as refused:
+        with pytest.raises(RpcError) as refused:
             workers.change("Load", admin_pb2.VersionRequest(version=2), 10)
         assert refused.value.code is Code.LOOKUP_UNAVAILABLE and "Redis" in str(refused.value)
         for _ in range(8):  # loads that nobody waits for any more hold all their threads
-            with pytest.raises(Refusal) as refused:
+            with pytest.raises(RpcError) as refused:
                 workers.change("Load", admin_pb2.VersionRequest(version=3), 0.1)
             assert refused.value.code is Code.DEADLINE
         time.sleep(2 * (MISSED + 1) * 0.5)

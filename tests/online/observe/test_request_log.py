@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from online.commands.logging_options import logging_options
 from online.observe import request_log
 from online.observe.request_log import JsonFormatter, LimitedRate, ServedRequest, current_request
-from online.refusal import Code, Refusal
+from online.rpc_error import Code, RpcError
 from pipelines.contracts.errors import IntegrityError
 
-OVERLOADED = Refusal(Code.OVERLOADED, "request", expected="a free slot", got="none", remedy="Ask later.")
+OVERLOADED = RpcError(Code.OVERLOADED, "request", expected="a free slot", got="none", remedy="Ask later.")
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 
 from online.proto import rank_pb2, rank_pb2_grpc
 from online.ranking.client import RankClient
-from online.refusal import Code, Refusal, refusals_to_status
-from online.server import Endpoint
+from online.rpc.server import Endpoint
+from online.rpc_error import Code, RpcError, errors_to_status
 from pipelines.contracts.errors import InvalidConfig
 
 ITEMS = np.arange(3)
@@ -23,9 +23,9 @@ class Ranker(rank_pb2_grpc.RankServicer):
 
     def Rank(self, request: rank_pb2.RankRequest, context: Any) -> rank_pb2.RankResponse:
         self.asked.append(request.request_id)
-        with refusals_to_status(context, request.request_id):
+        with errors_to_status(context, request.request_id):
             if self.refusals:
-                raise Refusal(self.refusals.pop(0), "no", expected="-", got="-", remedy="-")
+                raise RpcError(self.refusals.pop(0), "no", expected="-", got="-", remedy="-")
             count = len(request.candidates) // 8
             return rank_pb2.RankResponse(version=1, tasks=["t"], scores=np.full(count, 0.5, "<f4").tobytes())
 
@@ -74,7 +74,7 @@ def test_one_attempt_by_default_and_other_refusals_are_final(rankers) -> None:
     for code, attempts in ((Code.OVERLOADED, 1), (Code.MALFORMED_IDS, 9), (Code.INTERNAL, 9), (Code.DEADLINE, 9)):
         service, address = rankers(code)
         client = RankClient(address, attempts=attempts)
-        with pytest.raises(Refusal) as caught:
+        with pytest.raises(RpcError) as caught:
             client.rank(1, ITEMS)
         client.close()
         assert caught.value.code is code and len(service.asked) == 1

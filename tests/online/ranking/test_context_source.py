@@ -8,7 +8,7 @@ import pytest
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnlineFeaturesResponse
 from feast.protos.feast.types.Value_pb2 import Null, Value
 
-from online.ranking.context_source import CombinedContext, ContextSource, FeastContext, _numbers
+from online.ranking.context_source import BatchedContext, ContextSource, FeastContext, _numbers
 from pipelines.contracts.context import CONTEXT_FEATURES
 from pipelines.contracts.errors import NotPrepared
 from tests.releases import AS_OF, entity_ids
@@ -58,7 +58,7 @@ def test_values_of_every_kind_become_numbers() -> None:
 def test_combined_requests_get_their_own_columns(workspace_with_versions) -> None:
     """Threads that ask for other pairs and other features at once, some for one that does not exist."""
     source, reads = FeastContext(workspace_with_versions.workspace.feature_repo, CONTEXT_FEATURES), []
-    combined = CombinedContext(source, max_pairs=40, observe=reads.append)
+    combined = BatchedContext(source, max_pairs=40, observe=reads.append)
     users, items = entity_ids("user", 200), entity_ids("item", 200)
 
     def ask(thread: int) -> None:
@@ -84,7 +84,7 @@ def test_a_read_that_fails_fails_only_for_who_asked_for_it() -> None:
                 raise KeyError("unfit")
             return {feature.key: items * 1.0 for feature in features}
 
-    combined = CombinedContext(Failing())
+    combined = BatchedContext(Failing())
 
     def ask(user: int) -> bool:
         pairs = {"users": np.full(3, user), "items": np.arange(3) + user}

@@ -4,12 +4,12 @@ import grpc
 import numpy as np
 import pytest
 
-from online.channel import open_channel
 from online.host_state import HostMemory, HostState
 from online.proto import admin_pb2, admin_pb2_grpc
 from online.ranking.client import RankClient
 from online.ranking.runnable import RunnableModels
-from online.refusal import Code, Refusal, refusal_from
+from online.rpc.channel import open_channel
+from online.rpc_error import Code, RpcError, rpc_error_from
 from pipelines.contracts.errors import VersionNotFound
 
 
@@ -28,7 +28,7 @@ def test_a_ranker_with_its_own_rows_is_rolled_out_as_a_pair_of_hosts(own_workspa
         assert _version(host) == 2
         with pytest.raises(grpc.RpcError) as caught:
             models.Unload(one, timeout=5)
-        assert refusal_from(caught.value, "the ranker").code is Code.STILL_ANSWERING
+        assert rpc_error_from(caught.value, "the ranker").code is Code.STILL_ANSWERING
         rows.Drain(one, timeout=5)
         rows.Unload(one, timeout=5)
         status = models.Unload(one, timeout=5)
@@ -67,7 +67,7 @@ def test_what_a_ranker_holds_is_remembered_at_every_change() -> None:
     models.unload(1)
     with pytest.raises(VersionNotFound):
         models.load(3)
-    with pytest.raises(Refusal):
+    with pytest.raises(RpcError):
         models.unload(2)
     assert [state.loaded for state in remembered] == [(1,), (1, 2), (2,), (2,)]
 

@@ -9,10 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from online.admission import Admission
-from online.channel import open_channel
-from online.first_message import receive_first
 from online.lookup.hosted import HostedVersions
+from online.lookup.reader import VersionReader
 from online.lookup.row_source import ALL, VersionRows
 from online.lookup.same_host import FetchedRows, SameHostRows
 from online.observe import metrics
@@ -22,9 +20,11 @@ from online.ranking.context_source import ContextSource, FeastContext
 from online.ranking.scorer import Scorer
 from online.ranking.service import RankService, RunnableModels
 from online.ranking.verify import OfflineVersion
-from online.reader import VersionReader
-from online.refusal import Code, Refusal
-from online.server import Endpoint
+from online.rpc.admission import Admission
+from online.rpc.channel import open_channel
+from online.rpc.first_message import receive_first
+from online.rpc.server import Endpoint
+from online.rpc_error import Code, RpcError
 from pipelines.contracts.context import CONTEXT_FEATURES, context_matrix
 from pipelines.contracts.errors import IntegrityError
 from tests.releases import AS_OF, DIMS, TASKS, entity_ids
@@ -124,7 +124,7 @@ def test_a_version_without_its_model_is_never_scored(workspace_with_versions, ho
     tier = host_cpu_tier(workspace_with_versions.workspace, (2,))
     ranker = host_ranker(workspace_with_versions, [tier.address], (1,))
     client = RankClient(ranker.address)
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(RpcError) as caught:
         client.rank(1, np.array([1]), now_seconds=NOW)
     assert caught.value.code is Code.VERSION_NOT_AVAILABLE and caught.value.versions == (2,)
     ranker.state.load(2)
@@ -144,7 +144,7 @@ def test_the_same_number_with_another_manifest_is_refused(own_workspace, tier, h
     publish(workspace, write_candidate(own_workspace.root / "again", seed=77))
     ranker = host_ranker(own_workspace, [tier.address], (1,))
     client = RankClient(ranker.address)
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(RpcError) as caught:
         client.rank(1, np.array([1]), now_seconds=NOW)
     assert caught.value.code is Code.VERSION_MISMATCH and caught.value.status is grpc.StatusCode.INTERNAL
     client.close()
@@ -201,7 +201,7 @@ def test_rows_that_cannot_be_read_are_a_failure_of_their_version(
         raise IntegrityError("rows", expected="what was written", got="something else", remedy="Write them again.")
 
     monkeypatch.setattr(tier.state._hosted[2].reader.tables["item.kge"], "lookup", unreadable)
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(RpcError) as caught:
         client.rank(1, np.array([1]), now_seconds=NOW)
     assert caught.value.code is Code.INTEGRITY and caught.value.versions == (2,)
     status = ranker.state.status()
@@ -212,7 +212,7 @@ def test_rows_that_cannot_be_read_are_a_failure_of_their_version(
 def test_an_idle_ranker_shows_that_it_is_idle(ranker) -> None:
     client = RankClient(ranker.address)
     client.rank(1, np.array([1]), now_seconds=NOW)
-    with pytest.raises(Refusal):
+    with pytest.raises(RpcError):
         client.rank(1, np.array([], np.int64))
     client.close()
 
@@ -228,7 +228,7 @@ def test_unloading_never_breaks_a_request_under_way(ranker, workspace_with_versi
     ranker.state.unload(2)
     assert sorted(pinned) == [1, 2] and sorted(ranker.state.pin()) == [1]
     assert pinned[2].model is not None
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(RpcError) as caught:
         ranker.state.unload(1)
     assert caught.value.code is Code.LAST_VERSION
     ranker.state.load(2)
@@ -243,7 +243,7 @@ def test_without_a_cpu_tier_it_refuses_in_bounded_time_and_recovers(
     client = RankClient(ranker.address)
     assert client.rank(1, np.array([1]), now_seconds=NOW).version == 1
     first.stop()
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(RpcError) as caught:
         client.rank(1, np.array([1]), now_seconds=NOW)
     assert caught.value.code is Code.LOOKUP_UNAVAILABLE and caught.value.status is grpc.StatusCode.UNAVAILABLE
     host_cpu_tier(workspace_with_versions.workspace, (1,), port=first.endpoint.port)
@@ -251,7 +251,7 @@ def test_without_a_cpu_tier_it_refuses_in_bounded_time_and_recovers(
     def answered() -> bool:
         try:
             return client.rank(1, np.array([1]), now_seconds=NOW).version == 1
-        except Refusal as refusal:  # until the next attempt to connect, up to a second away
+        except RpcError as refusal:  # until the next attempt to connect, up to a second away
             assert refusal.code is Code.LOOKUP_UNAVAILABLE
             return False
 
@@ -321,7 +321,7 @@ def test_models_that_change_under_a_request_are_pinned_anew_however_often(serve)
     assert client.rank(1, np.array([1]), now_seconds=NOW).version == 2
     assert sources[0].asked == [[1], [1, 2], [2]]
     sources[0].steps = [lambda: None]
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(RpcError) as caught:
         client.rank(1, np.array([1]), now_seconds=NOW)
     assert caught.value.code is Code.VERSION_NOT_AVAILABLE and len(sources[0].asked) == 4, "unchanged: asked only once"
 
@@ -343,10 +343,10 @@ def test_what_became_of_requests_is_counted_by_version(serve) -> None:
     for user in (1, 2, 3):
         client.rank(user, np.array([1]), now_seconds=NOW)
     for user, code in ((-7, Code.INTERNAL), (-8, Code.INTERNAL)):
-        with pytest.raises(Refusal) as caught:
+        with pytest.raises(RpcError) as caught:
             client.rank(user, np.array([1]), now_seconds=NOW)
         assert caught.value.code is code
-    with pytest.raises(Refusal):
+    with pytest.raises(RpcError):
         client.rank(1, np.array([], np.int64))
     status = models.status()
     first, second = status.models
@@ -364,7 +364,7 @@ def test_what_is_too_much_is_refused_and_not_counted_as_a_failure(serve) -> None
         with admission.admit():
             waiting = pool.submit(client.rank, 1, np.array([1]), now_seconds=NOW)
             until(lambda: admission.waiting == 1)
-            with pytest.raises(Refusal) as caught:
+            with pytest.raises(RpcError) as caught:
                 client.rank(1, np.array([1]), now_seconds=NOW)
             assert caught.value.code is Code.OVERLOADED
         assert waiting.result().version == 1
@@ -376,12 +376,12 @@ def test_what_is_too_much_is_refused_and_not_counted_as_a_failure(serve) -> None
 def test_who_comes_too_late_is_refused_before_its_message_is_read(serve, monkeypatch) -> None:
     admission, read = Admission(slots=1), []
     models, client = serve([1], lambda models, hosted: SameHostRows(hosted), admission=admission)
-    monkeypatch.setattr("online.door.receive_first", lambda *work: read.append(work) or receive_first(*work))
+    monkeypatch.setattr("online.rpc.door.receive_first", lambda *work: read.append(work) or receive_first(*work))
     with admission.admit():
         for _ in range(100):  # a request takes ten minutes in the mean
             admission.leave(600.0)
             admission.enter(lambda: None)
-        with pytest.raises(Refusal, match="0 requests wait before") as caught:
+        with pytest.raises(RpcError, match="0 requests wait before") as caught:
             client.rank(1, np.array([1]), now_seconds=NOW)
     assert caught.value.code is Code.OVERLOADED and not read
     assert client.rank(1, np.array([1]), now_seconds=NOW).version == 1 and read

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from online.proto.admin_pb2 import LoadedModel, RankerStatus
 from online.ranking.client import RankClient
 from online.ranking.scorer import Scorer
-from online.refusal import Refusal
 from online.rollout.canary import CanaryLimits, Counts, Outcome, Tally, p95_range, quantile, verdict, wilson
 from online.rollout.controller import Rollout, RolloutHalted
+from online.rpc_error import RpcError
 from pipelines.contracts.errors import InvalidConfig, Unavailable, VersionConflict
 
 BOUNDS = (1.0, 2.0, 4.0, 8.0, 16.0)
@@ -219,7 +219,7 @@ def under_traffic(own_workspace, host_cpu_tier, host_ranker, monkeypatch):
         while not stop.is_set():
             try:
                 client.rank(1, np.array([1, 2]), request_id=f"{number}-{sent}")
-            except Refusal:
+            except RpcError:
                 time.sleep(0.001)
             sent += 1
         client.close()

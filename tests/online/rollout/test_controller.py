@@ -10,10 +10,10 @@ from click.testing import CliRunner
 
 from online.commands.rollout import rollout as rollout_command
 from online.lookup.shards import Shard
-from online.refusal import Code, Refusal
 from online.rollout import controller
 from online.rollout.controller import Rollout
 from online.rollout.fleet_status import InvariantViolated
+from online.rpc_error import Code, RpcError
 from pipelines.contracts.errors import (
     IntegrityError,
     InvalidConfig,
@@ -291,7 +291,7 @@ def test_a_host_that_refuses_a_step_stops_it(fleet) -> None:
     segment = next(path for path in workspace.segment(2, "item.kge").iterdir() if path.suffix != ".json")
     original = segment.read_bytes()
     segment.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(RpcError) as refused:
         next(walk)
     assert refused.value.code is Code.INTEGRITY and versions_of(fleet) == ([1], [1, 2])
     segment.write_bytes(original)

@@ -3,10 +3,10 @@
 import pytest
 
 from online.proto.admin_pb2 import CpuTierStatus, HostedVersion, LoadedModel, RankerStatus
-from online.refusal import Code, Refusal
 from online.rollout.fleet import Answers, Fleet, is_away
 from online.rollout.fleet_status import CpuHost, FleetStatus
 from online.rollout.plan import Step
+from online.rpc_error import Code, RpcError
 
 
 def test_answers_become_a_status() -> None:
@@ -23,10 +23,10 @@ def test_answers_become_a_status() -> None:
         {"cpu": CpuHost({1: "a", 2: "b"}, frozenset({1}), 1, 3, 0.1, 1, 4)}, {"gpu": {1: "a"}}
     )
     assert CpuHost.of(CpuTierStatus()).shards == 1  # of a host that does not say
-    refusal = Refusal(Code.DEADLINE, "cpu", expected="an answer", got="none", remedy="Wait.")
+    refusal = RpcError(Code.DEADLINE, "cpu", expected="an answer", got="none", remedy="Wait.")
     away = Answers({"cpu": refusal}, {"gpu": ranker})
     assert away.present() == FleetStatus({}, {"gpu": {1: "a"}})
-    with pytest.raises(Refusal):
+    with pytest.raises(RpcError):
         away.status()
 
 
@@ -51,11 +51,11 @@ def test_steps_on_a_real_cpu_host(own_workspace, host_cpu_tier) -> None:
             assert (set(got.loaded), got.answering, got.preferred, got.canary, got.canary_share) == (
                 set(expected.loaded), expected.answering, expected.preferred, expected.canary, expected.canary_share,
             ), step
-        with pytest.raises(Refusal) as refused:
+        with pytest.raises(RpcError) as refused:
             fleet.run(Step(3, "drain", "cpu-tier", host.admin_address, 1))
         assert refused.value.code is Code.LAST_VERSION and not is_away(refused.value)
         host.admin.stop().wait()
-        with pytest.raises(Refusal) as refused:
+        with pytest.raises(RpcError) as refused:
             fleet.run(Step(2, "load", "cpu-tier", host.admin_address, 2))
         assert is_away(refused.value)
     finally:

@@ -10,15 +10,15 @@ from click.testing import CliRunner
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from online.channel import open_channel
 from online.commands.token import token
 from online.proto import admin_pb2, admin_pb2_grpc, lookup_pb2, lookup_pb2_grpc
-from online.refusal import Code, refusal_from
+from online.rpc.channel import open_channel
+from online.rpc.limits import Limits
+from online.rpc.server import Endpoint
+from online.rpc_error import Code, rpc_error_from
 from online.security import watched
 from online.security.credentials import ClientSecurity, ServerSecurity, is_loopback
-from online.security.limits import Limits
 from online.security.roles import Roles
-from online.server import Endpoint
 from pipelines.contracts.errors import InvalidConfig
 from tests.online.certificates import Authority
 from tests.online.http2 import call_beginning, frame
@@ -310,10 +310,10 @@ def test_limits_are_kept(serve) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             stub.Lookup(lookup_pb2.LookupRequest(request_id="x" * 2000), timeout=TIMEOUT_S)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert refusal_from(caught.value, address).code is Code.BATCH_TOO_LARGE
+        assert rpc_error_from(caught.value, address).code is Code.BATCH_TOO_LARGE
         with pytest.raises(grpc.RpcError) as caught:
             stub.Lookup(lookup_pb2.LookupRequest(), metadata=(("a", "x" * 3000),), timeout=TIMEOUT_S)
-        assert refusal_from(caught.value, address).code is Code.OVERLOADED
+        assert rpc_error_from(caught.value, address).code is Code.OVERLOADED
     with pytest.raises(InvalidConfig, match="streams=0"):
         Limits(streams=0)
     assert 8 * 1000 < Limits().for_ids(1000).request_bytes < 1 << 20
@@ -358,9 +358,9 @@ def test_connections_are_bounded(serve) -> None:
 def test_text_of_callers_is_bounded_and_on_one_line(serve, caplog) -> None:
     class Failing(lookup_pb2_grpc.LookupServicer):
         def Lookup(self, request, context):
-            from online.refusal import refusals_to_status
+            from online.rpc_error import errors_to_status
 
-            with refusals_to_status(context, request.request_id):
+            with errors_to_status(context, request.request_id):
                 raise ValueError
 
     endpoint = Endpoint("failing", "127.0.0.1", 0, 1)

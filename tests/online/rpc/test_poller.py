@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-from online.poller import POLLER
+from online.rpc.poller import POLLER
 
 OPEN_A_SERVER = """
 import json, os, sys

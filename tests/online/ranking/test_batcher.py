@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from online.ranking.combine import Combined
+from online.ranking.batcher import Batcher
 
 
 class Unfit(Exception):
@@ -17,7 +17,7 @@ class Unfit(Exception):
 
 def test_an_item_that_meets_nobody_is_worked_on_at_once_and_alone() -> None:
     batches = []
-    combined = Combined(lambda items: [item + 1 for item in items], observe=batches.append)
+    combined = Batcher(lambda items: [item + 1 for item in items], observe=batches.append)
     assert [combined.submit(item) for item in (1, 2, 3)] == [2, 3, 4] and batches == [1, 1, 1]
 
 
@@ -30,7 +30,7 @@ def test_items_that_come_meanwhile_are_worked_on_together_up_to_the_limit() -> N
         assert go_on.wait(10)
         return [10 * item for item in items]
 
-    combined = Combined(work, max_size=6, size=lambda item: item)
+    combined = Batcher(work, max_size=6, size=lambda item: item)
     with ThreadPoolExecutor(8) as pool:
         answers = [pool.submit(combined.submit, 1)]
         assert begun.wait(10)
@@ -60,7 +60,7 @@ def test_each_thread_gets_its_own_results_and_errors(threads, each, max_size, un
         finally:
             working.release()
 
-    combined = Combined(work, max_size=max_size)
+    combined = Batcher(work, max_size=max_size)
 
     def call(thread: int) -> None:
         for item in range(thread * each, (thread + 1) * each):
@@ -77,7 +77,7 @@ def test_each_thread_gets_its_own_results_and_errors(threads, each, max_size, un
 
 
 def test_too_few_results_are_an_error_and_not_somebody_elses() -> None:
-    combined = Combined(lambda items: [])
+    combined = Batcher(lambda items: [])
     with pytest.raises(ValueError, match="zip"):
         combined.submit(1)
 
@@ -96,7 +96,7 @@ def test_whoever_waits_is_not_left_behind_when_the_leader_is_torn_down() -> None
             raise TornDown
         return items
 
-    combined = Combined(work)
+    combined = Batcher(work)
     with ThreadPoolExecutor(3) as pool:
         first = pool.submit(combined.submit, "first")
         assert begun.wait(10)

@@ -5,8 +5,8 @@ from typing import Any
 
 import grpc
 
+from online.rpc.sent_call import Pending, send
 from online.security.credentials import ClientSecurity, is_loopback
-from online.sent_call import Pending, send
 from pipelines.contracts.errors import InvalidConfig
 
 __all__ = ["open_channel"]
@@ -113,7 +113,7 @@ class _WithTokenCall:
         return self._call.future(request, timeout=timeout, metadata=self._with_token(metadata), **options)
 
     def send(self, request, timeout) -> Pending:
-        """As `online.sent_call.send`."""
+        """As `online.rpc.sent_call.send`."""
         return send(self._call, request, timeout, self._with_token(None))
 
     def with_call(self, request, timeout=None, metadata=None, **options) -> Any:

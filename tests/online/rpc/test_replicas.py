@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from online.lookup.replicas import Replicas, targets_by_shard
+from online.lookup.shards import targets_by_shard
+from online.rpc.replicas import Replicas
 from pipelines.contracts.errors import InvalidConfig
 
 

@@ -5,13 +5,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-__all__ = ["Combined"]
+__all__ = ["Batcher"]
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Combined(Generic[T, R]):
+class Batcher(Generic[T, R]):
     """A function of many items, called by many threads with one item each.
 
     ```
@@ -34,7 +34,7 @@ class Combined(Generic[T, R]):
         size: of one item; 1 each by default.
         observe: told the number of items of each batch.
 
-    >>> double = Combined(lambda items: [2 * item for item in items])
+    >>> double = Batcher(lambda items: [2 * item for item in items])
     >>> double.submit(21)
     42
     """

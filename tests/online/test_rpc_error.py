@@ -3,10 +3,10 @@
 import grpc
 import pytest
 
-from online.channel import open_channel
 from online.proto import lookup_pb2, lookup_pb2_grpc
-from online.refusal import Code, Refusal, refusal_from, refusals_to_status
-from online.server import Endpoint
+from online.rpc.channel import open_channel
+from online.rpc.server import Endpoint
+from online.rpc_error import Code, RpcError, errors_to_status, rpc_error_from
 from pipelines.contracts.errors import FacetError, IntegrityError, VersionNotFound
 
 WORDS = {"expected": "this", "got": "that", "remedy": "Do it."}
@@ -19,18 +19,18 @@ def failing():
 
     class Failing(lookup_pb2_grpc.LookupServicer):
         def Lookup(self, request, context):
-            with refusals_to_status(context, request.request_id):
+            with errors_to_status(context, request.request_id):
                 raise raised.pop()
 
     endpoint = Endpoint("failing", "127.0.0.1", 0, 1)
     lookup_pb2_grpc.add_LookupServicer_to_server(Failing(), endpoint.server)
     endpoint.start()
 
-    def fail(error: Exception) -> Refusal:
+    def fail(error: Exception) -> RpcError:
         raised.append(error)
         with open_channel(f"127.0.0.1:{endpoint.port}") as channel, pytest.raises(grpc.RpcError) as caught:
             lookup_pb2_grpc.LookupStub(channel).Lookup(lookup_pb2.LookupRequest(request_id="r1"), timeout=5)
-        return refusal_from(caught.value, "the server")
+        return rpc_error_from(caught.value, "the server")
 
     yield fail
     endpoint.stop().wait()
@@ -38,7 +38,7 @@ def failing():
 
 @pytest.mark.parametrize("code", Code)
 def test_every_code_arrives_with_its_status_and_versions(failing, code) -> None:
-    refusal = failing(Refusal(code, "größe", versions=(3, 11), **WORDS))
+    refusal = failing(RpcError(code, "größe", versions=(3, 11), **WORDS))
     assert (refusal.code, refusal.status, refusal.versions) == (code, code.status, (3, 11))
     assert "größe: expected this, got that. Do it." in str(refusal)
 

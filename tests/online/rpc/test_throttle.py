@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from online.lookup.client import LookupClient
-from online.lookup.restraint import FEW, SPARE, WINDOW_S, Restraint
 from online.proto import lookup_pb2, lookup_pb2_grpc
-from online.refusal import Code, Refusal
-from online.server import Endpoint
+from online.rpc.server import Endpoint
+from online.rpc.throttle import FEW, SPARE, WINDOW_S, Throttle
+from online.rpc_error import Code, RpcError
 
 CAPACITY = 200.0
 
@@ -31,22 +31,22 @@ class Simulation:
 
     def __init__(self, seed: int = 0) -> None:
         self.now, self._room = 0.0, CAPACITY / 10
-        self.restraint = Restraint(lambda: self.now, random.Random(seed).random)
+        self.throttle = Throttle(lambda: self.now, random.Random(seed).random)
 
     def run(self, per_s: float, seconds: float) -> Seen:
         wanted, sent, taken = round(per_s * seconds), 0, 0
         for _ in range(wanted):
             self.now += 1 / per_s
             self._room = min(self._room + CAPACITY / per_s, CAPACITY / 10)
-            if self.restraint.holds_back():
+            if self.throttle.holds_back():
                 continue
             sent += 1
             if self._room >= 1:
                 self._room -= 1
                 taken += 1
-                self.restraint.taken()
+                self.throttle.taken()
             else:
-                self.restraint.refused()
+                self.throttle.refused()
         return Seen(wanted, sent, taken)
 
 
@@ -71,25 +71,25 @@ def test_when_the_overload_is_over_everything_is_sent_again_within_a_second_or_t
 
 
 def test_a_few_requests_are_always_sent() -> None:
-    restraint = Restraint(lambda: 0.0, lambda: 0.0)
-    restraint.refused()
-    assert [restraint.holds_back() for _ in range(8)] == [False] * 4 + [True] * 4
+    throttle = Throttle(lambda: 0.0, lambda: 0.0)
+    throttle.refused()
+    assert [throttle.holds_back() for _ in range(8)] == [False] * 4 + [True] * 4
 
 
 @given(st.lists(st.sampled_from(["holds_back", "taken", "refused"]) | st.floats(0, 1e6), max_size=60))
 def test_whatever_happens_it_ends(events) -> None:
     now = 0.0
-    restraint = Restraint(lambda: now, lambda: 0.0)  # which holds back wherever it may be
+    throttle = Throttle(lambda: now, lambda: 0.0)  # which holds back wherever it may be
     for event in events:
         if isinstance(event, float):
             now += event
         else:
-            getattr(restraint, event)()
+            getattr(throttle, event)()
             if "refused" not in events:
-                assert not restraint.holds_back()
+                assert not throttle.holds_back()
     now += 60
-    restraint.holds_back()
-    assert not restraint.holds_back()
+    throttle.holds_back()
+    assert not throttle.holds_back()
 
 
 class Slow(lookup_pb2_grpc.LookupServicer):
@@ -109,13 +109,13 @@ def test_a_real_server_in_overload_is_spared_and_goes_on_answering() -> None:
     endpoint.start()
     # for a machine that stands still, as one in CI seems to have done for 103 s; who really hangs still fails here
     client = LookupClient([f"127.0.0.1:{endpoint.port}"], attempts=1, timeout_s=600)
-    refused: list[Refusal] = []
+    refused: list[RpcError] = []
 
     def ask(number: int) -> int:
         asked = [1], {"item.kge": np.array([number])}
         try:
             return (client.start(*asked).result() if number % 2 else client.lookup(*asked)).version
-        except Refusal as refusal:
+        except RpcError as refusal:
             refused.append(refusal)
             time.sleep(0.005)
             return 0

@@ -101,7 +101,7 @@ class _Sent:
 def send(method: Any, request: Any, timeout: float, metadata: Any = None) -> Pending:
     """Make a call, and return at once. One that nobody holds any more is cancelled.
 
-    With the poller of our own processes (`online.poller`), what does not leave at once leaves when somebody waits, for
+    With the poller of our own processes (`poller`), what does not leave at once leaves when somebody waits, for
     this call or another one: where the connection has to be made first, or of a message of more than 64 KiB, the rest.
 
     Args:

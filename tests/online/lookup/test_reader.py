@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from online.reader import VersionReader
+from online.lookup.reader import VersionReader
 from pipelines.contracts.errors import IntegrityError, VersionNotFound
 from pipelines.contracts.sealed import write_sealed
 from tests.cases import RowReaderCases, rows_or_none

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from online.admission import Admission
 from online.observe import metrics
+from online.rpc.admission import Admission
+from online.rpc.limits import Limits
+from online.rpc.server import Endpoint
 from online.security.credentials import ServerSecurity
-from online.security.limits import Limits
-from online.server import Endpoint
 
 __all__ = ["Listening"]
 

@@ -8,15 +8,15 @@ from typing import Any
 import grpc
 import pytest
 
-from online import first_message
-from online.channel import open_channel
-from online.first_message import receive_first, time_left
 from online.proto import lookup_pb2, lookup_pb2_grpc
-from online.security.limits import Limits
-from online.server import Endpoint
+from online.rpc import first_message
+from online.rpc.channel import open_channel
+from online.rpc.first_message import receive_first, time_left
+from online.rpc.limits import Limits
+from online.rpc.server import Endpoint
 from tests.waiting import until
 
-MEASURE = "gRPC's server is not what it was: read it, correct `online.first_message`, and measure"
+MEASURE = "gRPC's server is not what it was: read it, correct `online.rpc.first_message`, and measure"
 
 
 class Answering(lookup_pb2_grpc.LookupServicer):
@@ -42,8 +42,8 @@ def test_this_grpc_is_known(endpoint, monkeypatch) -> None:
         received.append(receiving)
         return receiving
 
-    monkeypatch.setattr("online.door.receive_first", noting)
-    monkeypatch.setattr("online.door.time_left", lambda work: left.append(time_left(work)) or left[-1])
+    monkeypatch.setattr("online.rpc.door.receive_first", noting)
+    monkeypatch.setattr("online.rpc.door.time_left", lambda work: left.append(time_left(work)) or left[-1])
     endpoint.server.refuse_late(lambda remaining: remaining() and None)
     request = lookup_pb2.LookupRequest(request_id="a")
     with open_channel(f"127.0.0.1:{endpoint.port}") as channel:

@@ -14,11 +14,11 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from online.door import Door
-from online.security.arrival import Arrivals
+from online.rpc.arrival import Arrivals
+from online.rpc.door import Door
+from online.rpc.gate import Gate, GuardedServer
+from online.rpc.limits import Limits
 from online.security.credentials import ServerSecurity
-from online.security.gate import Gate, GuardedServer
-from online.security.limits import Limits
 from online.security.roles import ROLES
 from pipelines.contracts.errors import InvalidConfig
 
@@ -37,7 +37,7 @@ class Endpoint:
 
     Health and reflection have threads of their own: they answer while all others are busy.
 
-    Register services with `server`: every call of theirs passes `online.security.gate` first. Health is open to
+    Register services with `server`: every call of theirs passes `online.rpc.gate` first. Health is open to
     everybody, and so is reflection where no roles are asked for.
 
     Args:
@@ -46,7 +46,7 @@ class Endpoint:
         threads: as many calls are answered at a time.
         refuse_more: whether any more calls are refused at once (OVERLOADED); else they wait for a thread.
         security: TLS and roles; None: plaintext, open to everybody who reaches the port.
-        limits: see `online.security.limits`; narrow them by `for_ids`.
+        limits: see `online.rpc.limits`; narrow them by `for_ids`.
         reuse_port: lets several processes of one host listen on the same port, which divides connections among them.
 
     Raises:

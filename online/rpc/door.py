@@ -6,9 +6,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any
 
-from online.first_message import receive_first, time_left
-from online.refusal import Code, Refusal
-from online.security.arrival import Arrivals
+from online.rpc.arrival import Arrivals
+from online.rpc.first_message import receive_first, time_left
+from online.rpc_error import Code, RpcError
 
 __all__ = ["Door"]
 
@@ -42,7 +42,7 @@ class Door(ThreadPoolExecutor):
         is_quick: whether a call with this message is answered without waiting for anything, in the time of a small
             lookup.
         late: given what says how many seconds a call has left, the refusal of one that could not be answered in time;
-            as of `online.admission`.
+            as of `online.rpc.admission`.
 
     Raises:
         RuntimeError: not so many threads can be started.
@@ -56,7 +56,7 @@ class Door(ThreadPoolExecutor):
         super().__init__(threads, thread_name_prefix=name)
         self.threads, self._free, self._arrivals = threads, threads, arrivals
         self.is_quick: Callable[[bytes], bool] = lambda message: False
-        self.late: Callable[[Callable[[], float]], Refusal | None] = lambda remaining: None
+        self.late: Callable[[Callable[[], float]], RpcError | None] = lambda remaining: None
         self._counting, self._here = threading.Lock(), threading.local()
         self._desks = [_Desk() for _ in range(threads)]
         self._idle = [*self._desks]  # the latest to become idle is the next to work: what it needs is still in caches
@@ -68,7 +68,7 @@ class Door(ThreadPoolExecutor):
             raise
 
     @property
-    def refusal(self) -> Refusal | None:
+    def refusal(self) -> RpcError | None:
         """Of the call that this thread works on, if it is to be refused."""
         return getattr(self._here, "refusal", None)
 
@@ -91,12 +91,12 @@ class Door(ThreadPoolExecutor):
             desk.put(None)
         super().shutdown(wait, cancel_futures=cancel_futures)
 
-    def _let_in(self) -> Refusal | None:
+    def _let_in(self) -> RpcError | None:
         with self._counting:
             if self._free:
                 self._free -= 1
                 return None
-        return Refusal(
+        return RpcError(
             Code.OVERLOADED, "this server is at its limit", expected=f"at most {self.threads} requests at a time",
             got="one more", remedy="Ask another replica, or later; nothing was begun.",
         )

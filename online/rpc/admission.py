@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from online.refusal import Code, Refusal
+from online.rpc_error import Code, RpcError
 
 __all__ = ["Admission"]
 
@@ -24,8 +24,8 @@ class Admission:
     ```
 
     Under overload a server thus works at its full rate on requests that still can be answered in time, and who cannot
-    be knows at once: most from `online.door`, which asks `late` before it reads a message, and whose threads bound how
-    many wait. Safe to use from many threads.
+    be knows at once: most from `online.rpc.door`, which asks `late` before it reads a message, and whose threads
+    bound how many wait. Safe to use from many threads.
 
     >>> admission = Admission(slots=2)
     >>> with admission.admit(lambda: 0.5) as waited_s:
@@ -70,7 +70,7 @@ class Admission:
                 where there is no free slot: to try is then as cheap as to refuse.
 
         Raises:
-            Refusal: OVERLOADED, at once, when the deadline is too near for this request's turn to come; DEADLINE, when
+            RpcError: OVERLOADED, at once, when the deadline is too near for this request's turn to come; DEADLINE, when
                 it is over, or passes while the request waits.
         """
         with self._lock:
@@ -79,7 +79,7 @@ class Admission:
                 return 0.0
         return self._wait(remaining())
 
-    def late(self, remaining: Callable[[], float | None]) -> Refusal | None:
+    def late(self, remaining: Callable[[], float | None]) -> RpcError | None:
         """The refusal of a request that came now and could not be answered in time; None where it is to `enter`."""
         if self.in_flight < self.slots or (remaining_s := remaining()) is None:
             return None
@@ -88,7 +88,7 @@ class Admission:
         ahead = len(self._waiters)
         if remaining_s < MARGIN * self._mean_s * ((ahead + 1) / self.slots + 1):
             # Not DEADLINE, which is also what is said of a server that hangs: clients send less to one in overload.
-            return Refusal(
+            return RpcError(
                 Code.OVERLOADED, "this server has too much to do to answer in time",
                 expected="fewer requests, or more time",
                 got=f"{remaining_s * 1e3:.0f} ms are left, and {ahead} requests wait before this one",
@@ -137,8 +137,8 @@ class Admission:
             self.in_flight -= 1
 
 
-def _too_late(got: str) -> Refusal:
-    return Refusal(
+def _too_late(got: str) -> RpcError:
+    return RpcError(
         Code.DEADLINE, "the request cannot be answered in time", expected="time left for its turn and its answer",
         got=got, remedy="Allow it more time, or ask another replica.",
     )

@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self
 
 import grpc
 
-from online.channel import open_channel
-from online.lookup.restraint import Restraint
-from online.lookup.shards import Shard
 from online.printable import printable
-from online.refusal import CODE_KEY, Code, refusal_from
-from online.sent_call import Pending, send
+from online.rpc.channel import open_channel
+from online.rpc.sent_call import Pending, send
+from online.rpc.throttle import Throttle
+from online.rpc_error import CODE_KEY, Code, rpc_error_from
 from pipelines.contracts.errors import InvalidConfig
 
 if TYPE_CHECKING:
     from online.security.credentials import ClientSecurity
 
-__all__ = ["Asking", "Patience", "Replicas", "targets_by_shard"]
+__all__ = ["Asking", "Replicas", "RetryPolicy"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,53 +30,18 @@ MAX_PAUSE_S = 1.0
 SHORTEST_S = 0.001  # a timeout that gRPC still takes for one
 
 
-def targets_by_shard(targets: Sequence[str]) -> list[list[str]]:
-    """Addresses by shard, replicas together, of `host:port`, which has all ids, or `index/count=host:port`.
-
-    >>> targets_by_shard(["0/2=a:1", "1/2=b:1", "0/2=c:1"])
-    [['a:1', 'c:1'], ['b:1']]
-
-    Raises:
-        InvalidConfig: there are none, they divide the ids in different ways, a shard is missing, or an address is
-            named twice.
-    """
-    shards: dict[Shard, list[str]] = {}
-    for target in targets:
-        shard, equals, address = target.rpartition("=")
-        shards.setdefault(Shard.parse(shard) if equals else Shard(0, 1), []).append(address)
-    counts = {shard.count for shard in shards}
-    if len(counts) != 1:
-        raise InvalidConfig(
-            "servers", expected="at least one host:port, or each shard as index/count=host:port, all of one count",
-            got=", ".join(targets) or "none", remedy="Name replicas of one division of the ids.",
-        )
-    missing = [str(shard) for shard in (Shard(i, max(counts)) for i in range(max(counts))) if shard not in shards]
-    if missing:
-        raise InvalidConfig(
-            "servers", expected="at least one for every shard", got=f"none for {', '.join(missing)}",
-            remedy="Name a host of each, as index/count=host:port.",
-        )
-    addresses = [address for replicas in shards.values() for address in replicas]
-    if len(set(addresses)) < len(addresses):
-        raise InvalidConfig(
-            "servers", expected="every address once", got=", ".join(targets),
-            remedy="Name each host once; `connections` opens several connections to each.",
-        )
-    return [shards[shard] for shard in sorted(shards, key=lambda shard: shard.index)]
-
-
 class _Replica:
     """One server.
 
     Attributes:
-        restraint: what is not sent to it.
+        throttle: what is not sent to it.
         rests_until: of `time.monotonic()`; it is passed over until then.
     """
 
     def __init__(self, target: str, channels: list[grpc.Channel], open_method: Callable[[grpc.Channel], Any]) -> None:
         self.target, self.channels = target, channels
         self.methods = [open_method(channel) for channel in channels]
-        self.rests_until, self.restraint = 0.0, Restraint()
+        self.rests_until, self.throttle = 0.0, Throttle()
 
 
 class Replicas:
@@ -132,7 +96,7 @@ class Replicas:
                 channel.close()
 
 
-class Patience(NamedTuple):
+class RetryPolicy(NamedTuple):
     """How often a client asks.
 
     Attributes:
@@ -154,14 +118,23 @@ class Asking:
     """
 
     __slots__ = (
-        "_asked", "_deadline", "_final", "_patience", "_pauses", "_pending", "_replica", "_replicas", "_sent",
-        "request", "request_id",
+        "_asked",
+        "_deadline",
+        "_final",
+        "_pauses",
+        "_pending",
+        "_replica",
+        "_replicas",
+        "_retry_policy",
+        "_sent",
+        "request",
+        "request_id",
     )
 
     def __init__(
-        self, replicas: Replicas, request: Any, request_id: str, patience: Patience, deadline: float
+        self, replicas: Replicas, request: Any, request_id: str, patience: RetryPolicy, deadline: float
     ) -> None:
-        self._replicas, self._patience, self._deadline = replicas, patience, deadline
+        self._replicas, self._retry_policy, self._deadline = replicas, patience, deadline
         self.request, self.request_id = request, request_id
         self.start_over()
 
@@ -173,7 +146,7 @@ class Asking:
         self._final: Sequence[_Replica] = ()  # will not answer this question
 
     def call(self) -> Any:
-        """Ask and wait in this thread; raises `Refusal`."""
+        """Ask and wait in this thread; raises `RpcError`."""
         while True:
             method = self._method()
             try:
@@ -181,7 +154,7 @@ class Asking:
             except grpc.RpcError as error:
                 self._refused(error)
             else:
-                self._replica.restraint.taken()
+                self._replica.throttle.taken()
                 return answer
 
     def send(self) -> None:
@@ -189,7 +162,7 @@ class Asking:
         self._pending = send(self._method(), self.request, self._try_s())
 
     def result(self) -> Any:
-        """Wait for the answer to what was sent; if nothing was, ask and wait in this thread. Raises `Refusal`."""
+        """Wait for the answer to what was sent; if nothing was, ask and wait in this thread. Raises `RpcError`."""
         if self._pending is None:
             return self.call()
         try:
@@ -197,7 +170,7 @@ class Asking:
         except grpc.RpcError as error:
             self._refused(error)
         else:
-            self._replica.restraint.taken()
+            self._replica.throttle.taken()
             return answer
         return self.call()
 
@@ -214,27 +187,27 @@ class Asking:
     def _method(self) -> Any:
         self._replica, method = self._replicas.next(self._asked)
         self._sent += 1
-        return _HELD_BACK if self._replica.restraint.holds_back() else method
+        return _HELD_BACK if self._replica.throttle.holds_back() else method
 
     def _try_s(self) -> float:
         """Until when this try is waited for: a server that hangs must leave time to ask another."""
         remaining_s = max(self._deadline - time.monotonic(), SHORTEST_S)
-        another = len(self._replicas) > 1 and self._sent < self._patience.attempts
+        another = len(self._replicas) > 1 and self._sent < self._retry_policy.attempts
         return remaining_s / 2 if another else remaining_s
 
     def _refused(self, error: grpc.RpcError) -> None:
         """Return when another try is worth it, after a pause if every server has been asked; else raise."""
-        refusal, replica = refusal_from(error, self._replica.target), self._replica
+        refusal, replica = rpc_error_from(error, self._replica.target), self._replica
         if refusal.code in (Code.LOOKUP_UNAVAILABLE, Code.DEADLINE):
             replica.rests_until = time.monotonic() + REST_S
         if refusal.code is not Code.OVERLOADED:
-            replica.restraint.taken()
+            replica.throttle.taken()
         elif not isinstance(error, _HeldBack):
-            replica.restraint.refused()
-        if refusal.code not in self._patience.again or self._sent >= self._patience.attempts:
+            replica.throttle.refused()
+        if refusal.code not in self._retry_policy.again or self._sent >= self._retry_policy.attempts:
             raise refusal from error
         self._asked = (*self._asked, replica)
-        if refusal.code in self._patience.once:
+        if refusal.code in self._retry_policy.once:
             self._final = (*self._final, replica)
         if len(self._final) >= len(self._replicas):
             raise refusal from error

@@ -8,11 +8,11 @@ from typing import Any, NoReturn
 import grpc
 from google.protobuf.message import DecodeError
 
-from online.door import Door
-from online.first_message import Received
 from online.observe import metrics, request_log
-from online.refusal import Code, Refusal, abort, refusals_to_status
-from online.security.arrival import Arrivals
+from online.rpc.arrival import Arrivals
+from online.rpc.door import Door
+from online.rpc.first_message import Received
+from online.rpc_error import Code, RpcError, abort, errors_to_status
 from online.security.credentials import ServerSecurity
 
 __all__ = ["Gate", "GuardedServer"]
@@ -35,7 +35,7 @@ class Gate:
         self._roles, self._role = security.watch_roles(), role
 
     def admit(self, context: grpc.ServicerContext) -> str:
-        """Name of the caller; raises `Refusal`: NOT_AUTHENTICATED or NOT_ALLOWED."""
+        """Name of the caller; raises `RpcError`: NOT_AUTHENTICATED or NOT_ALLOWED."""
         roles = self._roles.value()
         callers = roles.of_certificate(_certificate_names(context)) if roles.by_certificate else []
         for key, value in context.invocation_metadata():
@@ -50,15 +50,15 @@ class Gate:
         for caller in callers:
             if self._role in roles.identities[caller].roles:
                 return caller
-        raise Refusal(
+        raise RpcError(
             Code.NOT_ALLOWED, f"caller {', '.join(callers)}", expected=f"the role {self._role}",
             got=", ".join(sorted({role for caller in callers for role in roles.identities[caller].roles})),
             remedy="Use credentials that have it, or add it to the roles file.",
         )
 
 
-def _not_authenticated(got: str) -> Refusal:
-    return Refusal(
+def _not_authenticated(got: str) -> RpcError:
+    return RpcError(
         Code.NOT_AUTHENTICATED, "credentials", expected="a bearer token or a client certificate of the roles file",
         got=got, remedy="Give the client --token-file, or a certificate and key.",
     )
@@ -98,13 +98,13 @@ class GuardedServer:
         guarded = {method: self._guarded(handler, f"{service}/{method}") for method, handler in handlers.items()}
         self._server.add_registered_method_handlers(service, guarded)
 
-    def refuse_late(self, late: Callable[[Callable[[], float]], Refusal | None]) -> None:
-        """Let calls that could not be answered in time be refused as `online.door` says, if there is a door."""
+    def refuse_late(self, late: Callable[[Callable[[], float]], RpcError | None]) -> None:
+        """Let calls that could not be answered in time be refused as `online.rpc.door` says, if there is a door."""
         if self._door:
             self._door.late = late
 
     def answer_at_once(self, is_quick: Callable[[bytes], bool]) -> None:
-        """Let calls with such messages be answered as `online.door` says, if there is a door."""
+        """Let calls with such messages be answered as `online.rpc.door` says, if there is a door."""
         if self._door:
             self._door.is_quick = is_quick
 
@@ -149,17 +149,17 @@ class _GuardedHandlers(grpc.GenericRpcHandler):
         return handler and self._guarded(handler, details.method)
 
 
-def _turn_away(refusal: Refusal, name: str, context: grpc.ServicerContext) -> NoReturn:
+def _turn_away(refusal: RpcError, name: str, context: grpc.ServicerContext) -> NoReturn:
     request_log.count_refused(name, refusal)
     abort(context, refusal)
 
 
 def _admit(gate: Gate, method: str, name: str, context: grpc.ServicerContext) -> None:
     audit = logging.INFO if method.rpartition("/")[0].endswith("Admin") else logging.DEBUG
-    with refusals_to_status(context):
+    with errors_to_status(context):
         try:
             caller = gate.admit(context)
-        except Refusal as refusal:
+        except RpcError as refusal:
             logger.log(audit, "%s refused to %s: %s", method, context.peer(), refusal)
             metrics.observe_request(name, refusal.code.name, 0.0)
             raise
@@ -168,8 +168,8 @@ def _admit(gate: Gate, method: str, name: str, context: grpc.ServicerContext) ->
 
 def _refuse_bytes(raw: bytes | None, name: str, context: grpc.ServicerContext) -> None:
     metrics.observe_request(name, Code.MALFORMED_REQUEST.name, 0.0)
-    with refusals_to_status(context):
-        raise Refusal(
+    with errors_to_status(context):
+        raise RpcError(
             Code.MALFORMED_REQUEST, "request", expected="a message as its .proto file says",
             got="no message" if raw is None else f"{len(raw)} bytes that are none",
             remedy="Generate the client from the .proto files.",

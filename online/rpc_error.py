@@ -10,7 +10,7 @@ import grpc
 from online.printable import printable, shortened
 from pipelines.contracts.errors import FacetError, IntegrityError, NotPrepared, Unavailable, VersionNotFound
 
-__all__ = ["Code", "Refusal", "abort", "as_refusal", "refusal_from", "refusals_to_status", "refuse"]
+__all__ = ["Code", "RpcError", "abort", "as_rpc_error", "errors_to_status", "refuse", "rpc_error_from"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Code(Enum):
         return member
 
 
-class Refusal(FacetError):
+class RpcError(FacetError):
     """A request that a server did not answer.
 
     Attributes:
@@ -69,7 +69,7 @@ class Refusal(FacetError):
         self.code, self.versions, self.status = code, versions, status or code.status
 
 
-class refusals_to_status:
+class errors_to_status:
     """Run a servicer's method; an error of its own ends the call as `refuse` says.
 
     A class and not a generator, which would take three times as long.
@@ -93,16 +93,16 @@ class refusals_to_status:
 def refuse(context: grpc.ServicerContext, error: Exception, request_id: str = "") -> NoReturn:
     """End a call by an error: a `FacetError` becomes its status and trailing metadata, a defect becomes INTERNAL."""
     if isinstance(error, FacetError):
-        abort(context, as_refusal(error))
+        abort(context, as_rpc_error(error))
     named = f"request {printable(request_id)}"
     logger.error("%s failed", named, exc_info=error)
-    abort(context, Refusal(
+    abort(context, RpcError(
         Code.INTERNAL, named, expected="an answer", got="a defect of the server",
         remedy="The server's log has the details under this request id.",
     ))  # fmt: skip
 
 
-def abort(context: grpc.ServicerContext, refusal: Refusal) -> NoReturn:
+def abort(context: grpc.ServicerContext, refusal: RpcError) -> NoReturn:
     """End a call with a refusal's status and trailing metadata; raises what gRPC has a servicer's method end by."""
     context.set_trailing_metadata(
         ((CODE_KEY, refusal.code.name), (VERSIONS_KEY, ",".join(map(str, refusal.versions))))
@@ -110,9 +110,9 @@ def abort(context: grpc.ServicerContext, refusal: Refusal) -> NoReturn:
     context.abort(refusal.status, shortened(str(refusal)))
 
 
-def as_refusal(error: FacetError) -> Refusal:
+def as_rpc_error(error: FacetError) -> RpcError:
     """What a client is told of an error."""
-    if isinstance(error, Refusal):
+    if isinstance(error, RpcError):
         return error
     code = Code.INTERNAL
     if isinstance(error, IntegrityError):
@@ -121,10 +121,10 @@ def as_refusal(error: FacetError) -> Refusal:
         code = Code.VERSION_NOT_PUBLISHED
     elif isinstance(error, Unavailable):
         code = Code.LOOKUP_UNAVAILABLE
-    return Refusal(code, error.problem, expected=error.expected, got=error.got, remedy=error.remedy)
+    return RpcError(code, error.problem, expected=error.expected, got=error.got, remedy=error.remedy)
 
 
-def refusal_from(error: grpc.RpcError, target: str) -> Refusal:
+def rpc_error_from(error: grpc.RpcError, target: str) -> RpcError:
     """The refusal a client sees: a server's own code where it sent one, else what the transport's status means."""
     metadata = dict(error.trailing_metadata() or ())
     status = error.code()
@@ -140,7 +140,7 @@ def refusal_from(error: grpc.RpcError, target: str) -> Refusal:
     else:
         code = Code.INTERNAL
     versions = tuple(int(text) for text in str(metadata.get(VERSIONS_KEY, "")).split(",") if text)
-    return Refusal(
+    return RpcError(
         code, f"{target} did not answer ({status.name})", expected="an answer", got=error.details() or "no details",
         remedy=_REMEDIES.get(code, "Correct the request."), versions=versions, status=status,
     )

@@ -12,15 +12,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from online import first_message
-from online.channel import open_channel
-from online.door import Door
 from online.proto import lookup_pb2, lookup_pb2_grpc
-from online.refusal import Code, Refusal
-from online.security import gate
-from online.security.arrival import Arrivals
-from online.security.limits import Limits
-from online.server import Endpoint
+from online.rpc import first_message, gate
+from online.rpc.arrival import Arrivals
+from online.rpc.channel import open_channel
+from online.rpc.door import Door
+from online.rpc.limits import Limits
+from online.rpc.server import Endpoint
+from online.rpc_error import Code, RpcError
 from tests.waiting import until
 
 THREADS = 3
@@ -102,7 +101,7 @@ def test_a_call_that_cannot_be_answered_in_time_is_refused_without_a_thread(firs
     monkeypatch.setattr(
         gate, "_turn_away", lambda *given: (refused_by.append(threading.current_thread().name), turn_away(*given))
     )
-    late = Refusal(Code.OVERLOADED, "late", expected="an hour", got="less", remedy="Wait.")
+    late = RpcError(Code.OVERLOADED, "late", expected="an hour", got="less", remedy="Wait.")
     endpoint.server.refuse_late(lambda remaining: late if remaining() < 3600 else None)
     endpoint.start()
     service.go.release(1000)

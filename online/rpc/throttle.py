@@ -1,4 +1,4 @@
-"""A client's restraint: most of what a server in overload would refuse is not even sent to it."""
+"""A client's throttle: most of what a server in overload would refuse is not even sent to it."""
 
 import math
 import random
@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-__all__ = ["Restraint"]
+__all__ = ["Throttle"]
 
 SPARE = 1.25
 """What is sent, as a multiple of what is taken: a server that has room again is noticed by what is sent beyond."""
@@ -14,7 +14,7 @@ WINDOW_S = 0.5  # for which requests count; older ones fade
 FEW = 5.0  # requests within it say little: so many are always sent
 
 
-class Restraint:
+class Throttle:
     """Whether a request is sent to a server that has refused others for overload.
 
     A refusal costs a server time that it could answer in. So a client holds requests back, each with the probability
@@ -26,8 +26,8 @@ class Restraint:
     who asks now and then is not held back by what was. While a server refuses nothing, nothing is counted. Safe to use
     from several threads.
 
-    >>> restraint = Restraint()
-    >>> any(restraint.holds_back() for _ in range(1000))
+    >>> throttle = Throttle()
+    >>> any(throttle.holds_back() for _ in range(1000))
     False
 
     Args:

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from online.admission import Admission
-from online.refusal import Code, Refusal
+from online.rpc.admission import Admission
+from online.rpc_error import Code, RpcError
 from tests.waiting import until
 
 
 def refused(admission: Admission, remaining_s: float | None = None) -> Code:
-    with pytest.raises(Refusal) as caught, admission.admit(lambda: remaining_s):
+    with pytest.raises(RpcError) as caught, admission.admit(lambda: remaining_s):
         pass
     return caught.value.code
 
@@ -151,7 +151,7 @@ def test_under_stress_the_bounds_hold_and_every_request_is_answered_or_refused(s
                     with counting:
                         inside -= 1
                 outcomes.append("OK")
-            except Refusal as refusal:
+            except RpcError as refusal:
                 outcomes.append(refusal.code.name)
         return outcomes
 

@@ -13,15 +13,15 @@ from typing import Any
 import grpc
 import pytest
 
-from online import sent_call
-from online.channel import open_channel
-from online.poller import POLLER
-from online.sent_call import send
+from online.rpc import sent_call
+from online.rpc.channel import open_channel
+from online.rpc.poller import POLLER
+from online.rpc.sent_call import send
 from tests.waiting import until
 
 NAME = "/facet.test.Echo/Echo"
 TIMEOUT_S = 600.0
-MEASURE = "gRPC's client is not what it was: read it, correct `online.sent_call`, and measure"
+MEASURE = "gRPC's client is not what it was: read it, correct `online.rpc.sent_call`, and measure"
 
 
 class Echo(grpc.GenericRpcHandler):
