@@ -111,6 +111,10 @@ def count_refused(service: str, refusal: RpcError) -> None:
     _log(service, refusal.code.name, 0.0, refusal)
 
 
+def audit(method: str, caller: str, version: int, outcome: str, seconds: float) -> None:
+    logger.info("%s of version %d by %s: %s", method, version, caller, outcome)
+
+
 def _log(
     service: str, code: str, seconds: float, error: BaseException | None, request_id: str = "", version: int = 0
 ) -> None:
