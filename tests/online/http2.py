@@ -5,7 +5,7 @@ import struct
 import threading
 from contextlib import suppress
 
-__all__ = ["Connection", "call_beginning", "frame"]
+__all__ = ["PREFACE", "Connection", "call_beginning", "frame"]
 
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
