@@ -1,29 +1,19 @@
 """What servers count, as a Prometheus server would read it: over HTTP, from one process or from workers."""
 
 import os
-import socket
-import ssl
 import subprocess
 import sys
 import threading
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from prometheus_client.parser import text_string_to_metric_families
 
 from online.lookup.client import LookupClient
-from online.observe import exporter, metrics
-from online.security.credentials import ServerSecurity
-from online.security.roles import token_sha256
+from online.observe import metrics
+from online.observe.collectors import sources
 from pipelines.contracts.errors import InvalidConfig
-from tests.online.certificates import Authority, Pair
+from tests.online.observe.scrapes import read, samples
 from tests.waiting import until
 
 LABELS = {
@@ -65,20 +55,6 @@ metrics.flush()
 """
 
 
-def read(port: int, path: str = "/metrics", **headers: str) -> str:
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=headers)
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        return answer.read().decode()
-
-
-def samples(text: str) -> dict[tuple, float]:
-    """(name, labels as sorted pairs) -> value."""
-    found = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
-    by_key = {(sample.name, *sorted(sample.labels.items())): sample.value for sample in found}
-    assert len(by_key) == len(found), "a series stands there twice"
-    return by_key
-
-
 def run(script: str, directory: Path | None = None, *, wait: bool = True) -> subprocess.Popen:
     """A process that runs the script and, unless waited for, then waits to be killed; it says when it got there."""
     environment = dict(os.environ) | ({metrics.WORKERS_DIRECTORY: str(directory)} if directory else {})
@@ -103,23 +79,6 @@ port = metrics.export("127.0.0.1", 0)
 print(urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode())
 """
     return samples(run(script + read_itself).out)
-
-
-@pytest.fixture
-def endpoint() -> Iterator:
-    """Call with what `MetricsEndpoint` takes after the port: one that answers, as its port."""
-    started = []
-
-    def start(collectors=None, security=None) -> int:
-        sources = collectors or exporter.sources(metrics.registry, None)
-        started.append(exporter.MetricsEndpoint("127.0.0.1", 0, sources, security))
-        threading.Thread(target=started[-1].serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        return started[-1].server_port
-
-    yield start
-    for each in started:
-        each.shutdown()
-        each.server_close()
 
 
 def test_a_scrape_has_every_metric_with_its_labels_and_what_was_counted() -> None:
@@ -184,7 +143,7 @@ def test_many_threads_lose_no_count(endpoint) -> None:
 
 
 def test_workers_are_added_up_and_the_dead_keep_their_counts_but_not_their_gauges(endpoint, tmp_path) -> None:
-    port = endpoint(exporter.sources(metrics.registry, tmp_path))
+    port = endpoint(sources(metrics.registry, tmp_path))
     requests, seconds = ("facet_requests_total", ("code", "OK"), ("service", "rank")), "facet_request_seconds_count"
     in_flight = "facet_in_flight", ("service", "rank")
     state = "facet_version_state", ("role", "ranker"), ("state", "runnable"), ("version", "3")
@@ -232,94 +191,6 @@ def test_a_real_host_with_workers_exports_their_sum(workspace_with_versions, lau
     assert found["facet_rows_asked_total", ("table", "item.kge")] == 40 * 64
     assert found["facet_answers_total", ("role", "cpu-tier"), ("version", "1")] == 40
     assert found["facet_version_state", ("role", "cpu-tier"), ("state", "answering"), ("version", "1")] == 2
-
-
-# ---- the endpoint
-
-
-def test_only_metrics_are_to_be_had(endpoint) -> None:
-    port = endpoint()
-    assert "facet_build_info" in read(port, "/metrics?x=1")
-    assert "# EOF" in read(port, Accept="application/openmetrics-text; version=1.0.0")
-    for path, method, status in (("/", "GET", 404), ("/metrics", "POST", 501), ("/../metrics", "GET", 404)):
-        request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", method=method)
-        with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(request, timeout=10)
-        assert refused.value.code == status
-        refused.value.close()
-
-
-def exchange(port: int, sent: bytes) -> bytes:
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
-        answer = b""
-        with suppress(OSError):  # it may close without having read all
-            connection.sendall(sent)
-            connection.shutdown(socket.SHUT_WR)
-            while part := connection.recv(65536):
-                answer += part
-        return answer
-
-
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(sent=st.one_of(st.binary(max_size=200), st.binary(max_size=100).map(lambda raw: b"GET /metrics" + raw)))
-def test_no_bytes_keep_the_endpoint_from_answering_the_next(endpoint_of_all, sent) -> None:
-    exchange(endpoint_of_all, sent)
-    exchange(endpoint_of_all, b"GET /" + b"x" * 100_000 + b"\r\n\r\n")
-    assert exchange(endpoint_of_all, b"GET /metrics HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.0 200")
-
-
-@pytest.fixture
-def endpoint_of_all(endpoint) -> int:
-    return endpoint()
-
-
-def test_a_client_that_dawdles_is_left(endpoint, monkeypatch) -> None:
-    monkeypatch.setattr(exporter, "EXCHANGE_S", 0.2)
-    port = endpoint()
-    with socket.create_connection(("127.0.0.1", port)) as dawdler:
-        dawdler.sendall(b"GET /metr")
-        assert "facet_build_info" in read(port)
-
-
-def test_with_roles_only_the_role_metrics_reads_them(endpoint, tmp_path) -> None:
-    token, other, ca = "t" * 40, "o" * 40, Authority(tmp_path / "ca")
-    server, monitor, stranger = (ca.issue(name) for name in ("server", "monitor", "stranger"))
-    roles = tmp_path / "roles.yaml"
-    roles.write_text(
-        f"prometheus: {{token_sha256: {token_sha256(token)}, roles: [metrics]}}\n"
-        f"ranker: {{token_sha256: {token_sha256(other)}, roles: [lookup]}}\n"
-        "monitor: {certificate: monitor, roles: [metrics]}\n"
-    )
-    roles.chmod(0o600)
-    port = endpoint(security=ServerSecurity(server.certificate, server.key, ca.certificate, roles))
-
-    def status(shown: Pair | None, **headers: str) -> int:
-        tls = ssl.create_default_context(cafile=ca.certificate)
-        if shown:
-            tls.load_cert_chain(shown.certificate, shown.key)
-        request = urllib.request.Request(f"https://127.0.0.1:{port}/metrics", headers=headers)
-        try:
-            with urllib.request.urlopen(request, timeout=10, context=tls) as answer:
-                return answer.status
-        except urllib.error.HTTPError as refused:
-            refused.close()
-            return refused.code
-
-    assert status(monitor) == status(stranger, Authorization=f"Bearer {token}") == 200
-    assert status(stranger) == status(monitor, Authorization="Bearer wrong") == 401
-    assert status(stranger, Authorization=f"Bearer {other}") == 403
-    with pytest.raises(OSError):  # by no certificate at all
-        status(None, Authorization=f"Bearer {token}")
-    with pytest.raises(OSError):  # nor without TLS
-        read(port)
-    assert status(monitor) == 200
-
-
-def test_a_port_in_use_is_refused(endpoint) -> None:
-    with pytest.raises(InvalidConfig, match="cannot listen"):
-        metrics.export("127.0.0.1", endpoint())
-    with pytest.raises(InvalidConfig, match="cannot listen"):
-        metrics.export("127.0.0.1", 70_000)
 
 
 def test_workers_need_a_directory(tmp_path) -> None:
