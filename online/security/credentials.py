@@ -3,6 +3,8 @@
 import ipaddress
 import os
 import ssl
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,9 +103,9 @@ class ServerSecurity:
             root_certificates=self.client_ca.read_bytes() if self.client_ca else None,
         )
 
-    def watch_roles(self) -> Watched[Roles]:
+    def watch_roles(self, *, clock: Callable[[], float] = time.monotonic) -> Watched[Roles]:
         """The roles file, read again when it changes; nobody's roles while it is not what it should be."""
-        return Watched([self.roles], self._read_roles, if_unusable=Roles({}))
+        return Watched([self.roles], self._read_roles, if_unusable=Roles({}), clock=clock)
 
     def _read_roles(self) -> Roles:
         _check_only_owner(self.roles, writing=True)
