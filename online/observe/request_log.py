@@ -123,34 +123,37 @@ def count_refused(service: str, refusal: RpcError, *, peer: str = "") -> None:
     _log(service, refusal.code.name, 0.0, refusal, peer=peer)
 
 
-def audit(method: str, *, caller: str | None, peer: str, outcome: str, seconds: float, version: int = 0) -> None:
-    """Log a call of an admin service, by the logger `….request_log.audit`: who did what, and how it ended.
+def audit(method: str, *, caller: str, peer: str, outcome: str, seconds: float, version: int = 0) -> None:
+    """Log a call of an admin service: who did what, and how it ended. The logger is `….request_log.audit`.
+
+    A caller that may do it has a line for every call; of calls that were refused for who they came from, only a few a
+    second have one.
 
     Args:
-        method: such as "CpuTierAdmin/Promote"; only of methods that exist.
-        caller: name of the identity, "anybody" on a port that asks for none. None: the call was let in for nobody. Of
-            such calls only a few lines a second are logged; of all others every one.
+        method: such as "CpuTierAdmin/Promote"; only methods that exist.
+        caller: name of the identity; empty: unknown.
         peer: where it came from, as gRPC says it.
         outcome: "OK" or the name of an `online.rpc_error.Code`.
         seconds: how long it took.
         version: that it named; 0: none.
     """
-    left_out = _settings.rate.admit((method, outcome)) if caller is None else 0
+    left_out = _settings.rate.admit((method, outcome)) if outcome in _NOT_ADMITTED else 0
     if left_out is None:
         return
-    fields = {
-        "method": method, "caller": caller, "peer": _bounded(peer, MAX_ID), "outcome": outcome,
-        "ms": round(seconds * 1e3, 3),
-    }  # fmt: skip
+    fields: dict[str, Any] = {"method": method, "caller": caller, "peer": _bounded(peer, MAX_ID), "outcome": outcome}
+    fields["ms"] = round(seconds * 1e3, 3)
     if version:
         fields["version"] = version
     if left_out:
         fields["left_out"] = left_out
     audit_logger.log(
-        logging.INFO if outcome == "OK" else logging.WARNING, "%s by %s from %s: %s%s, %.1f ms%s", method,
-        "nobody who may" if caller is None else printable(caller), printable(peer), outcome,
+        logging.INFO if outcome == "OK" else logging.WARNING, "%s%s from %s: %s%s, %.1f ms%s", method,
+        f" by {printable(caller)}" if caller else "", printable(peer), outcome,
         f", version {version}" if version else "", seconds * 1e3, _left_out(left_out), extra=fields,
     )
+
+
+_NOT_ADMITTED = {Code.NOT_AUTHENTICATED.name, Code.NOT_ALLOWED.name}
 
 
 def _log(
