@@ -1,9 +1,11 @@
 """What servers count, as a Prometheus server would read it: over HTTP, from one process or from workers."""
 
 import os
+import platform
 import subprocess
 import sys
 import threading
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +100,80 @@ def test_a_scrape_has_every_metric_with_its_labels_and_what_was_counted() -> Non
     states = {key[2:]: value for key, value in found.items() if key[0] == "facet_version_state"}
     assert states == {(("state", "runnable"), ("version", "3")): 1.0}
     assert found["process_resident_memory_bytes",] > 1e6
+
+
+COUNT_BY_HAND = """
+from types import SimpleNamespace
+import numpy as np
+from online.observe import metrics
+metrics.count_found("mask", np.array([True, False, False, False, True, False, False]))
+metrics.count_found("mask", np.array([False, False, False]))
+metrics.count_found("mask", np.zeros(0, bool))
+metrics.count_found("all", np.array([True, True]))
+metrics.count_rows("rows", 7, 2)
+metrics.count_rows("rows", 4, 1)
+for size in (1, 4, 5, 300_000):
+    metrics.observe_batch("score", size)
+metrics.observe_batch("context", 2)
+for code, seconds in (("OK", 0.002), ("OK", 0.0021), ("OK", 7.0), ("OVERLOADED", 0.004), ("DEADLINE", 0.5)):
+    metrics.observe_request("rank", code, seconds)
+metrics.observe_request("lookup", "OVERLOADED", 0.0)
+metrics.observe_stage("model", 0.25)
+metrics.observe_stage("model", 0.5)
+metrics.observe_stage("context", 0.1)
+for version in (3, 3, 4):
+    metrics.count_answer("ranker", version)
+metrics.count_answer("cpu-tier", 3)
+queue, other = SimpleNamespace(in_flight=9, waiting=9), SimpleNamespace(in_flight=0, waiting=5)
+metrics.watch_queue("rank", queue)
+metrics.watch_queue("lookup", other)
+metrics.flush()
+queue.in_flight, queue.waiting = 3, 0
+metrics.set_versions("cpu-tier", {1: "answering", 2: "draining"})
+metrics.set_versions("ranker", {2: "runnable"})
+metrics.set_versions("cpu-tier", {2: "answering", 5: "answering"})
+"""
+
+
+def test_everything_is_counted_as_worked_out_by_hand() -> None:
+    found = printed(COUNT_BY_HAND)
+
+    def by(name: str, *labels: str) -> dict[tuple[str, ...], float]:
+        """Of one metric: values of these labels -> value."""
+        keys = [key for key in found if key[0] == name]
+        return {tuple(dict(key[1:])[label] for label in labels): found[key] for key in keys}
+
+    def up_to(name: str, label: str, value: str) -> dict[float, float]:
+        """Of a histogram, the buckets at which its count rises: upper bound -> count."""
+        counts = {float(le): n for (of, le), n in by(f"{name}_bucket", label, "le").items() if of == value}
+        before, rises = 0.0, {}
+        for bound in sorted(counts):
+            if counts[bound] != before:
+                before = rises[bound] = counts[bound]
+        return rises
+
+    assert by("facet_rows_asked_total", "table") == {("mask",): 10, ("all",): 2, ("rows",): 11}
+    assert by("facet_rows_found_total", "table") == {("mask",): 2, ("all",): 2, ("rows",): 3}
+    assert up_to("facet_batch_size", "what", "score") == {1: 1, 4: 2, 8: 3, float("inf"): 4}
+    assert up_to("facet_batch_size", "what", "context") == {2: 1}
+    assert by("facet_batch_size_sum", "what") == {("score",): 300_010, ("context",): 2}
+    assert by("facet_requests_total", "service", "code") == {
+        ("rank", "OK"): 3, ("rank", "OVERLOADED"): 1, ("rank", "DEADLINE"): 1, ("lookup", "OVERLOADED"): 1,
+    }  # fmt: skip
+    assert up_to("facet_request_seconds", "service", "rank") == {0.002: 1, 0.003: 2, float("inf"): 3}
+    assert by("facet_request_seconds_count", "service") == {("rank",): 3}, "of what was answered, and of nothing else"
+    assert by("facet_stage_seconds_sum", "stage") == {("model",): 0.75, ("context",): 0.1}
+    assert by("facet_stage_seconds_count", "stage") == {("model",): 2, ("context",): 1}
+    assert by("facet_answers_total", "role", "version") == {
+        ("ranker", "3"): 2, ("ranker", "4"): 1, ("cpu-tier", "3"): 1,
+    }  # fmt: skip
+    assert by("facet_in_flight", "service") == {("rank",): 3, ("lookup",): 0}
+    assert by("facet_waiting", "service") == {("rank",): 0, ("lookup",): 5}
+    assert by("facet_version_state", "role", "version", "state") == {
+        ("cpu-tier", "2", "answering"): 1, ("cpu-tier", "5", "answering"): 1, ("ranker", "2", "runnable"): 1,
+    }  # fmt: skip
+    assert by("facet_version_mismatches_refused_total") == {(): 0}
+    assert by("facet_build_info", "version", "python") == {(version("facet"), platform.python_version()): 1}
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
