@@ -1,6 +1,8 @@
 """The port of /metrics: who is answered, and that nobody keeps it from answering."""
 
+import logging
 import os
+import resource
 import socket
 import ssl
 import urllib.error
@@ -220,6 +222,22 @@ def test_a_client_that_dawdles_is_left(endpoint, ca, server) -> None:
         send_half_a_handshake(connection)
         assert all_of(connection) == b""
     until(lambda: open_sockets(plain) == open_sockets(encrypted) == 0)
+
+
+def test_a_process_without_free_descriptors_answers_once_it_has_some(endpoint, caplog) -> None:
+    port, limits = endpoint(), resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, limits[1]))
+    try:
+        with caplog.at_level(logging.DEBUG, logger="online.observe.exporter"):
+            connection = connected(port)  # takes the last one
+            until(lambda: "Too many open files" in caplog.text)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    with connection:
+        connection.sendall(SCRAPE)
+        assert all_of(connection).startswith(b"HTTP/1.0 200")
 
 
 def test_a_defect_of_one_scrape_is_not_the_next_ones(endpoint) -> None:
