@@ -41,7 +41,10 @@ def test_a_key_that_stands_twice_is_refused(tmp_path, text, line, key) -> None:
 
 
 def test_a_key_may_stand_in_several_mappings_and_override_what_a_merge_brings(tmp_path) -> None:
-    text = "base: &b {x: 1, y: 1}\nfirst: {deep: &m {<<: *b, x: 2}}\nsecond: {<<: *m, y: 3}\n=: 1\nlist: [{x: 1}, {x: 2}]"
+    text = (
+        "base: &b {x: 1, y: 1}\nfirst: {deep: &m {<<: *b, x: 2}}\nsecond: {<<: *m, y: 3}\n=: 1\n"
+        "list: [{x: 1}, {x: 2}]"
+    )
     assert read_yaml(written(tmp_path, text)) == {
         "base": {"x": 1, "y": 1}, "first": {"deep": {"x": 2, "y": 1}}, "second": {"x": 2, "y": 3}, "=": 1,
         "list": [{"x": 1}, {"x": 2}],
