@@ -5,8 +5,5 @@ What gRPC reads when it is first used is set here, for these processes only; who
 
 import os
 
-from online.rpc.poller import POLLER
-
 # gRPC's own log repeats on stderr what our errors say.
-for _name, _value in {"GRPC_VERBOSITY": "NONE", **POLLER}.items():
-    os.environ.setdefault(_name, _value)
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")

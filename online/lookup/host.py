@@ -9,7 +9,7 @@ from online.lookup.hosted import HostedVersions
 from online.lookup.reader import VersionReader
 from online.lookup.service import CpuTierAdminService, LookupService
 from online.lookup.shards import Shard
-from online.lookup.worker import WorkerAdmin, state_from_parent
+from online.lookup.worker import state_from_parent, worker_admin
 from online.lookup.workers import Workers, WorkersAdminService, reserve_port
 from online.proto import admin_pb2_grpc
 from online.rpc.listening import Listening
@@ -83,7 +83,7 @@ class CpuHost:
         hosted = self._hosted(self.listening.port)
         hosted.restore(state, whole=whole)
         # Not before: to listen is to be given connections.
-        lookup, admin = self._lookup_endpoint(reuse_port=True), WorkerAdmin(socket_path)
+        lookup, admin = self._lookup_endpoint(reuse_port=True), worker_admin(socket_path)
         self._add_lookup(hosted, lookup)
         admin_pb2_grpc.add_CpuTierAdminServicer_to_server(CpuTierAdminService(hosted, shard=self.shard), admin.server)
         serve_until_stopped([lookup, admin], lambda: {})
@@ -102,10 +102,7 @@ class CpuHost:
         return self.listening.endpoint("lookup", max_ids=self.max_ids, reuse_port=reuse_port)
 
     def _add_lookup(self, hosted: HostedVersions, endpoint: Endpoint) -> None:
-        service = LookupService(
-            hosted, max_ids=self.max_ids, shard=self.shard, admission=self.listening.admission()
-        )
-        service.add_to(endpoint.server)
+        LookupService(hosted, max_ids=self.max_ids, shard=self.shard).add_to(endpoint.server)
 
 
 def _ready(state: HostState, ports: dict[str, int]) -> dict[str, Any]:

@@ -5,16 +5,17 @@ import os
 import shutil
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
 from online.host_state import HostState
-from online.rpc.server import STOP_GRACE_S
+from online.rpc.limits import Limits
+from online.rpc.listening import ADMIN_CALL_S
+from online.rpc.server import Endpoint
 
-__all__ = ["FOLDER_PREFIX", "WorkerAdmin", "state_from_parent"]
+__all__ = ["FOLDER_PREFIX", "state_from_parent", "worker_admin"]
+
+SLOTS = 4
 
 FOLDER_PREFIX = "facet-workers-"
 """Of the directory in which all workers of a host have their sockets."""
@@ -34,27 +35,9 @@ def _end_with_parent(folder: Path) -> None:
     os._exit(1)  # at once: whoever starts the host again needs the port
 
 
-class _Alive(health_pb2_grpc.HealthServicer):
-    """Says so, in a thread of its own: changes, which may wait for one another for minutes, may have all others."""
-
-    def Check(self, request: object, context: grpc.ServicerContext) -> health_pb2.HealthCheckResponse:
-        return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
-
-    Check.experimental_thread_pool = ThreadPoolExecutor(1, thread_name_prefix="alive")
-
-
-class WorkerAdmin:
-    """A worker's admin service, on a socket that only its own user can reach; stands in for an `Endpoint`."""
-
-    name, port = "admin", 0
-
-    def __init__(self, socket_path: str) -> None:
-        self.server = grpc.server(ThreadPoolExecutor(4, thread_name_prefix=self.name))
-        health_pb2_grpc.add_HealthServicer_to_server(_Alive(), self.server)
-        self.server.add_insecure_port(f"unix:{socket_path}")
-
-    def start(self) -> None:
-        self.server.start()
-
-    def stop(self) -> threading.Event:
-        return self.server.stop(STOP_GRACE_S)
+def worker_admin(socket_path: str) -> Endpoint:
+    """A worker's admin service, on a socket that only its own user can reach. Its health is that of the process:
+    changes, which may wait for one another for minutes, do not delay it.
+    """
+    limits = replace(Limits().for_ids(0), call_s=ADMIN_CALL_S)
+    return Endpoint("admin", "", 0, SLOTS, socket=socket_path, audited=True, limits=limits)

@@ -34,8 +34,9 @@ from online.host_state import HostState
 from online.lookup.worker import FOLDER_PREFIX
 from online.observe.metrics import WORKERS_DIRECTORY
 from online.proto import admin_pb2, admin_pb2_grpc
+from online.rpc.guard import Call
 from online.rpc.server import STOP_GRACE_S
-from online.rpc_error import CODE_KEY, Code, RpcError, errors_to_status, rpc_error_from
+from online.rpc_error import CODE_KEY, Code, RpcError, rpc_error_from
 from pipelines.contracts.errors import InvalidConfig, Unavailable
 
 __all__ = ["Workers", "WorkersAdminService", "merged", "reserve_port"]
@@ -367,25 +368,17 @@ class WorkersAdminService(admin_pb2_grpc.CpuTierAdminServicer):
     def __init__(self, workers: Workers) -> None:
         self._workers = workers
 
-    def Load(self, request: admin_pb2.VersionRequest, context: grpc.ServicerContext) -> admin_pb2.CpuTierStatus:
-        return self._change("Load", request, context)
+    def Load(self, request: admin_pb2.VersionRequest, call: Call) -> admin_pb2.CpuTierStatus:
+        return self._workers.change("Load", request, call.time_remaining())
 
-    def Promote(self, request: admin_pb2.VersionRequest, context: grpc.ServicerContext) -> admin_pb2.CpuTierStatus:
-        return self._change("Promote", request, context)
+    def Promote(self, request: admin_pb2.VersionRequest, call: Call) -> admin_pb2.CpuTierStatus:
+        return self._workers.change("Promote", request, call.time_remaining())
 
-    def Drain(self, request: admin_pb2.VersionRequest, context: grpc.ServicerContext) -> admin_pb2.CpuTierStatus:
-        return self._change("Drain", request, context)
+    def Drain(self, request: admin_pb2.VersionRequest, call: Call) -> admin_pb2.CpuTierStatus:
+        return self._workers.change("Drain", request, call.time_remaining())
 
-    def Unload(self, request: admin_pb2.VersionRequest, context: grpc.ServicerContext) -> admin_pb2.CpuTierStatus:
-        return self._change("Unload", request, context)
+    def Unload(self, request: admin_pb2.VersionRequest, call: Call) -> admin_pb2.CpuTierStatus:
+        return self._workers.change("Unload", request, call.time_remaining())
 
-    def Status(self, request: admin_pb2.StatusRequest, context: grpc.ServicerContext) -> admin_pb2.CpuTierStatus:
-        with errors_to_status(context, "status"):
-            return self._workers.status()
-
-    def _change(
-        self, method: str, request: admin_pb2.VersionRequest, context: grpc.ServicerContext
-    ) -> admin_pb2.CpuTierStatus:
-        with errors_to_status(context, f"{method} {request.version}"):
-            # Of a call without a deadline, gRPC says that more time is left than it allows a call.
-            return self._workers.change(method, request, min(context.time_remaining() or LONGEST_S, LONGEST_S))
+    def Status(self, request: admin_pb2.StatusRequest, call: Call) -> admin_pb2.CpuTierStatus:
+        return self._workers.status()

@@ -123,32 +123,35 @@ def count_refused(service: str, refusal: RpcError, *, peer: str = "") -> None:
     _log(service, refusal.code.name, 0.0, refusal, peer=peer)
 
 
-def audit(method: str, *, caller: str, peer: str, outcome: str, seconds: float, version: int = 0) -> None:
+def audit(method: str, caller: str, version: int, outcome: str, seconds: float, *, peer: str = "") -> None:
     """Log a call of an admin service: who did what, and how it ended. The logger is `….request_log.audit`.
 
     A caller that may do it has a line for every call; of calls that were refused for who they came from, only a few a
     second have one.
 
     Args:
-        method: such as "CpuTierAdmin/Promote"; only methods that exist.
+        method: such as "facet.v1.CpuTierAdmin/Promote"; only methods that exist.
         caller: name of the identity; empty: unknown.
-        peer: where it came from, as gRPC says it.
+        version: that the request named; 0: none.
         outcome: "OK" or the name of an `online.rpc_error.Code`.
         seconds: how long it took.
-        version: that it named; 0: none.
+        peer: where it came from, as gRPC says it.
     """
     left_out = _settings.rate.admit((method, outcome)) if outcome in _NOT_ADMITTED else 0
     if left_out is None:
         return
-    fields: dict[str, Any] = {"method": method, "caller": caller, "peer": _bounded(peer, MAX_ID), "outcome": outcome}
-    fields["ms"] = round(seconds * 1e3, 3)
+    fields: dict[str, Any] = {"method": method, "outcome": outcome, "ms": round(seconds * 1e3, 3)}
+    if caller:
+        fields["caller"] = caller
+    if peer:
+        fields["peer"] = _bounded(peer, MAX_ID)
     if version:
         fields["version"] = version
     if left_out:
         fields["left_out"] = left_out
     audit_logger.log(
-        logging.INFO if outcome == "OK" else logging.WARNING, "%s%s from %s: %s%s, %.1f ms%s", method,
-        f" by {printable(caller)}" if caller else "", printable(peer), outcome,
+        logging.INFO if outcome == "OK" else logging.WARNING, "%s%s%s: %s%s, %.1f ms%s", method,
+        f" by {printable(caller)}" if caller else "", f" from {printable(peer)}" if peer else "", outcome,
         f", version {version}" if version else "", seconds * 1e3, _left_out(left_out), extra=fields,
     )
 
@@ -157,7 +160,7 @@ _NOT_ADMITTED = {Code.NOT_AUTHENTICATED.name, Code.NOT_ALLOWED.name}
 
 
 def _log(
-    service: str, code: str, seconds: float, error: BaseException | None, request_id: str | None = None,
+    service: str, code: str, seconds: float, error: BaseException | None, request_id: str = "",
     version: int = 0, peer: str = "",
 ) -> None:
     left_out = _settings.rate.admit((service, code))
@@ -173,9 +176,9 @@ def _log(
     if error is not None:
         fields["reason"] = _bounded(str(error))
     logger.warning(
-        "%s %s: %s, %s, %.1f ms%s", service, "slow" if error is None else "refused", code,
-        f"from {printable(peer)}" if request_id is None else f"request {printable(request_id)}", seconds * 1e3,
-        _left_out(left_out), extra=fields,
+        "%s %s: %s%s%s, %.1f ms%s", service, "slow" if error is None else "refused", code,
+        f", request {printable(request_id)}" if request_id else "", f", from {printable(peer)}" if peer else "",
+        seconds * 1e3, _left_out(left_out), extra=fields,
     )
 
 

@@ -86,8 +86,7 @@ class RankHost:
         source: RowSource,
     ) -> None:
         service = RankService(
-            models, source, self._context(models), max_candidates=self.max_candidates, timeout_s=self.timeout_s,
-            admission=self.listening.admission(),
+            models, source, self._context(models), max_candidates=self.max_candidates, timeout_s=self.timeout_s
         )
         service.add_to(endpoint.server)
         admin_pb2_grpc.add_RankerAdminServicer_to_server(RankerAdminService(models), admin.server)

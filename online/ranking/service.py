@@ -3,10 +3,8 @@
 import math
 import time
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import grpc
 import numpy as np
 
 from online.lookup.row_source import PendingRows, RowSource, VersionRows
@@ -18,9 +16,9 @@ from online.ranking.batcher import Batcher
 from online.ranking.context_source import ContextSource
 from online.ranking.runnable import Pinned, RunnableModels
 from online.ranking.scorer import Scored, Scorer, ToScore
-from online.rpc.admission import Admission
-from online.rpc.gate import GuardedServer
-from online.rpc_error import Code, RpcError, errors_to_status
+from online.rpc.guard import Call
+from online.rpc.server import GuardedServer
+from online.rpc_error import Code, RpcError
 from pipelines.contracts.context import ContextFeature
 
 __all__ = ["RankService", "RankerAdminService", "RunnableModels"]
@@ -41,17 +39,14 @@ class RankService(rank_pb2_grpc.RankServicer):
     Args:
         max_candidates: most candidates in one request.
         timeout_s: how long to wait for rows; a request's own deadline, if nearer.
-        admission: how many requests are worked on at a time; by default all that the server has threads for.
     """
 
     def __init__(
         self, models: RunnableModels, rows: RowSource, context: ContextSource, *, max_candidates: int = 4096,
-        timeout_s: float = 2.0, admission: Admission | None = None,
+        timeout_s: float = 2.0,
     ) -> None:
         self._models, self._rows, self._context = models, rows, context
         self._max_candidates, self._timeout_s = max_candidates, timeout_s
-        self._admission = admission or Admission(slots=1024)
-        metrics.watch_queue("rank", self._admission)
         self._plan = _Plan.of(models.pin())
         self._scoring: Batcher[tuple[Scorer, ToScore], Scored] = Batcher(
             _score, max_size=MAX_BATCH_CANDIDATES, size=lambda asked: asked[1].candidates,
@@ -60,29 +55,14 @@ class RankService(rank_pb2_grpc.RankServicer):
 
     def add_to(self, server: GuardedServer) -> None:
         rank_pb2_grpc.add_RankServicer_to_server(self, server)
-        server.refuse_late(self._admission.late)
 
-    def Rank(self, request: rank_pb2.RankRequest, context: grpc.ServicerContext) -> rank_pb2.RankResponse:
-        arrived = time.perf_counter()
-        request_id = request.request_id or uuid.uuid4().hex
-        with errors_to_status(context, request_id), ServedRequest("rank", request_id) as served:
-            return self._rank(request, served, context.time_remaining(), arrived)
-
-    def warm_up(self) -> None:
-        """Answer one request, which is not counted, so that no caller waits for connections; raises its refusal."""
-        now = time.perf_counter()
-        nobody = np.array([-1], np.int64)
-        self._answer(_Question("warm-up", -1, nobody, time.time(), time.monotonic() + self._timeout_s, now, 0.0))
-
-    def _rank(
-        self, request: rank_pb2.RankRequest, served: ServedRequest, remaining_s: float | None, arrived: float
-    ) -> rank_pb2.RankResponse:
-        candidates = self._candidates(request)
-        now_seconds = _moment(request.now_seconds)
-        deadline = math.inf if remaining_s is None else time.monotonic() + remaining_s
-        with self._admission.admit(lambda: remaining_s) as waited_s:
-            until = min(deadline, time.monotonic() + self._timeout_s)
-            question = _Question(served.request_id, request.user, candidates, now_seconds, until, arrived, waited_s)
+    def Rank(self, request: rank_pb2.RankRequest, call: Call) -> rank_pb2.RankResponse:
+        with ServedRequest("rank", request.request_id or uuid.uuid4().hex) as served:
+            candidates, now_seconds = self._candidates(request), _moment(request.now_seconds)
+            deadline = min(call.deadline, time.monotonic() + self._timeout_s)
+            question = _Question(
+                served.request_id, request.user, candidates, now_seconds, deadline, call.arrived, call.waited_s
+            )
             try:
                 answer = self._answer(question)
             except Exception:
@@ -90,9 +70,15 @@ class RankService(rank_pb2_grpc.RankServicer):
                 raise
             finally:
                 served.version = question.version
-        self._models.count_answer(answer.version, answer.timing.total_ms)
-        _count(answer)
-        return answer
+            self._models.count_answer(answer.version, answer.timing.total_ms)
+            _count(answer)
+            return answer
+
+    def warm_up(self) -> None:
+        """Answer one request, which is not counted, so that no caller waits for connections; raises its refusal."""
+        now = time.perf_counter()
+        nobody = np.array([-1], np.int64)
+        self._answer(_Question("warm-up", -1, nobody, time.time(), time.monotonic() + self._timeout_s, now, 0.0))
 
     def _answer(self, question: "_Question") -> rank_pb2.RankResponse:
         """Answer with the models that are loaded now, and again with those loaded then if no rows were to be had.
@@ -280,18 +266,13 @@ class RankerAdminService(admin_pb2_grpc.RankerAdminServicer):
     def __init__(self, models: RunnableModels) -> None:
         self._models = models
 
-    def Load(self, request: admin_pb2.VersionRequest, context: grpc.ServicerContext) -> admin_pb2.RankerStatus:
-        return self._after(self._models.load, request, context)
-
-    def Unload(self, request: admin_pb2.VersionRequest, context: grpc.ServicerContext) -> admin_pb2.RankerStatus:
-        return self._after(self._models.unload, request, context)
-
-    def Status(self, request: admin_pb2.StatusRequest, context: grpc.ServicerContext) -> admin_pb2.RankerStatus:
+    def Load(self, request: admin_pb2.VersionRequest, call: Call) -> admin_pb2.RankerStatus:
+        self._models.load(request.version)
         return self._models.status()
 
-    def _after(
-        self, change: Callable[[int], None], request: admin_pb2.VersionRequest, context: grpc.ServicerContext
-    ) -> admin_pb2.RankerStatus:
-        with errors_to_status(context, f"{change.__name__} {request.version}"):
-            change(request.version)
-            return self._models.status()
+    def Unload(self, request: admin_pb2.VersionRequest, call: Call) -> admin_pb2.RankerStatus:
+        self._models.unload(request.version)
+        return self._models.status()
+
+    def Status(self, request: admin_pb2.StatusRequest, call: Call) -> admin_pb2.RankerStatus:
+        return self._models.status()

@@ -1,10 +1,9 @@
 """How many requests a server works on at a time; the others wait for their turn, as long as it can come in time."""
 
-import threading
+import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from online.rpc_error import Code, RpcError
 
@@ -15,126 +14,109 @@ MARGIN = 1.5  # who is let in to wait is to be answered in time, even if it take
 
 
 class Admission:
-    """At most `slots` requests inside; the others wait in the order in which they came.
+    """At most `slots` requests inside and `queue` waiting, in the order in which they came.
 
     ```
-    enter ──► a free slot, nobody waiting ──► inside ──► leave: the slot goes straight to who has waited longest
-         ├──► no free slot ─────────────────► waits ───► its deadline passes: DEADLINE
-         └──► could not be done in time ────► OVERLOADED, at once
+    enter ──► a free slot ─────────────────► inside ──► leave: the slot goes straight to who has waited longest
+         ├──► no free slot ────────────────► waits ───► its call ends, by its deadline or by its client
+         └──► the queue is full, or its turn would come too late ──► OVERLOADED, at once
     ```
 
     Under overload a server thus works at its full rate on requests that still can be answered in time, and who cannot
-    be knows at once: most from `online.rpc.door`, which asks `late` before it reads a message, and whose threads
-    bound how many wait. Safe to use from many threads.
-
-    >>> admission = Admission(slots=2)
-    >>> with admission.admit(lambda: 0.5) as waited_s:
-    ...     admission.in_flight, waited_s
-    (1, 0.0)
+    be knows at once. For the coroutines of one event loop: there is no lock.
 
     Args:
         slots: more than 0.
+        queue: not negative.
+        clock: seconds.
 
     Attributes:
         in_flight, waiting: requests now.
     """
 
-    def __init__(self, slots: int) -> None:
-        if slots < 1:
-            raise ValueError(f"expected slots >= 1, got {slots}")
-        self.slots = slots
+    def __init__(self, slots: int, queue: int = 0, *, clock: Callable[[], float] = time.monotonic) -> None:
+        if slots < 1 or queue < 0:
+            raise ValueError(f"expected slots >= 1 and queue >= 0, got {slots} and {queue}")
+        self.slots, self.queue, self._clock = slots, queue, clock
         self.in_flight = 0
-        self._waiters: deque[threading.Lock] = deque()  # locked until a request's turn comes
+        self._waiters: deque[asyncio.Future[None]] = deque()
         self._mean_s = 0.0  # time inside, of late
-        self._lock = threading.Lock()
 
     @property
     def waiting(self) -> int:
         return len(self._waiters)
 
-    @contextmanager
-    def admit(self, remaining: Callable[[], float | None] = lambda: None) -> Iterator[float]:
-        """`enter` and `leave` around a block, which gets the seconds waited."""
-        waited_s = self.enter(remaining)
-        began = time.perf_counter()
-        try:
-            yield waited_s
-        finally:
-            self.leave(time.perf_counter() - began)
-
-    def enter(self, remaining: Callable[[], float | None]) -> float:
-        """Wait for a slot, which is the caller's until `leave`; the seconds waited.
+    def check(self, remaining_s: float | None) -> None:
+        """Raise what `enter` would raise at once.
 
         Args:
-            remaining: says how many seconds are left until the caller's deadline, None if it has none. Asked for only
-                where there is no free slot: to try is then as cheap as to refuse.
-
-        Raises:
-            RpcError: OVERLOADED, at once, when the deadline is too near for this request's turn to come; DEADLINE, when
-                it is over, or passes while the request waits.
+            remaining_s: until the request's deadline; None: it has none.
         """
-        with self._lock:
-            if self.in_flight < self.slots:  # then nobody waits: a freed slot goes to who waits, if anybody does
-                self.in_flight += 1
-                return 0.0
-        return self._wait(remaining())
-
-    def late(self, remaining: Callable[[], float | None]) -> RpcError | None:
-        """The refusal of a request that came now and could not be answered in time; None where it is to `enter`."""
-        if self.in_flight < self.slots or (remaining_s := remaining()) is None:
-            return None
-        if remaining_s <= 0:
-            return _too_late("the deadline was over when the request came")
+        if self.in_flight < self.slots:
+            return  # to try is as cheap as to refuse
         ahead = len(self._waiters)
+        if ahead >= self.queue:
+            raise RpcError(
+                Code.OVERLOADED, "this server is at its limit",
+                expected=f"at most {self.slots} requests that are worked on, and {self.queue} that wait",
+                got="one more", remedy="Ask another replica, or later; nothing was begun.",
+            )
+        if remaining_s is None:
+            return
+        if remaining_s <= 0:
+            raise _too_late("the deadline was over when the request came")
         if remaining_s < MARGIN * self._mean_s * ((ahead + 1) / self.slots + 1):
             # Not DEADLINE, which is also what is said of a server that hangs: clients send less to one in overload.
-            return RpcError(
+            raise RpcError(
                 Code.OVERLOADED, "this server has too much to do to answer in time",
                 expected="fewer requests, or more time",
                 got=f"{remaining_s * 1e3:.0f} ms are left, and {ahead} requests wait before this one",
                 remedy="Ask another replica, or later; nothing was begun.",
             )
-        return None
 
-    def leave(self, inside_s: float) -> None:
-        """Free the slot, after so many seconds."""
-        with self._lock:
-            self._mean_s += (inside_s - self._mean_s) * MEMORY
-            self._pass_on()
+    async def enter(self, remaining_s: float | None = None) -> float:
+        """Wait for a slot, which is the caller's until `leave`; the seconds waited. Who is cancelled gets none.
 
-    def _wait(self, remaining_s: float | None) -> float:
-        with self._lock:
-            if self.in_flight < self.slots:  # one was freed meanwhile
-                self.in_flight += 1
-                return 0.0
-            if late := self.late(lambda: remaining_s):
-                raise late
-            turn = threading.Lock()
-            turn.acquire()
-            self._waiters.append(turn)
-        began = time.perf_counter()
-        if not turn.acquire(timeout=-1 if remaining_s is None else min(remaining_s, threading.TIMEOUT_MAX)):
-            self._give_up(turn)
-            raise _too_late("it passed while the request waited for its turn")
-        waited_s = time.perf_counter() - began
-        if remaining_s is not None and remaining_s - waited_s < self._mean_s:  # an answer would come too late
-            with self._lock:
+        Args:
+            remaining_s: until the request's deadline; None: it has none.
+
+        Raises:
+            RpcError: OVERLOADED, at once, when the queue is full, or the deadline is too near for this request's turn
+                to come; DEADLINE, when it is over, or so near that the answer would come too late.
+        """
+        if self.in_flight < self.slots:  # then nobody waits: a freed slot goes to who waits, if anybody does
+            self.in_flight += 1
+            return 0.0
+        self.check(remaining_s)
+        turn = asyncio.get_running_loop().create_future()
+        self._waiters.append(turn)
+        began = self._clock()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():  # it came in this very moment
                 self._pass_on()
+            elif turn in self._waiters:
+                self._waiters.remove(turn)
+            raise
+        waited_s = self._clock() - began
+        if remaining_s is not None and remaining_s - waited_s < self._mean_s:
+            self._pass_on()
             raise _too_late(f"{(remaining_s - waited_s) * 1e3:.0f} ms were left when its turn came")
         return waited_s
 
-    def _give_up(self, turn: threading.Lock) -> None:
-        with self._lock:
-            if turn in self._waiters:
-                self._waiters.remove(turn)
-            else:  # it came in this very moment
-                self._pass_on()
+    def leave(self, inside_s: float) -> None:
+        """Free the slot, after so many seconds."""
+        self._mean_s += (inside_s - self._mean_s) * MEMORY
+        self._pass_on()
 
     def _pass_on(self) -> None:
-        if self._waiters:
-            self._waiters.popleft().release()  # the slot changes hands; it never is free in between
-        else:
-            self.in_flight -= 1
+        while self._waiters:
+            turn = self._waiters.popleft()
+            if not turn.done():  # one that was cancelled is about to remove itself
+                turn.set_result(None)  # the slot changes hands; it never is free in between
+                return
+        self.in_flight -= 1
 
 
 def _too_late(got: str) -> RpcError:

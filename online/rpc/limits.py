@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, replace
 
+import grpc.aio
+
+from online.rpc_error import Code, RpcError
 from pipelines.contracts.errors import InvalidConfig
 
 __all__ = ["Limits"]
@@ -9,7 +12,7 @@ __all__ = ["Limits"]
 ENVELOPE_BYTES = 64 << 10
 """Of a request beside its ids: names of tables, accepted versions, a request id."""
 
-SPACIOUS = 16
+SPACIOUS = 2
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,15 @@ class Limits:
         connections: at once; more are closed before their handshake.
         streams: calls under way on one connection; a client's further calls wait on its side.
         handshake_s: until a new connection has finished TLS and HTTP/2.
-        message_s: until the message of a call that was opened is there; while one waits, it holds a thread.
+        message_s: until the message of a call that was opened is there.
+        call_s: the longest deadline that a call may have, and it has to have one: it is gRPC that ends a call then,
+            also one whose client does not read the answer. Streams of health and reflection end after as long.
+        unread_bytes, all_unread_bytes: of answers that their clients have not read, of one connection and of all.
         idle_s: a connection without calls is closed after so long; its client opens another when it needs one.
         age_s, grace_s: after `age_s` a connection takes no new calls, and those under way have `grace_s` to finish.
             Clients move to a new one without failing; certificates that expired or were renewed come into effect.
-        ping_interval_s: a client that pings more often than this without sending anything is disconnected.
+        ping_interval_s: a client that pings more often than this without sending anything is disconnected, whether it
+            has calls under way or not.
         keepalive_s: the server asks a silent connection after so long whether anybody is there.
     """
 
@@ -41,6 +48,9 @@ class Limits:
     streams: int = 256
     handshake_s: float = 10.0
     message_s: float = 10.0
+    call_s: float = 60.0
+    unread_bytes: int = 32 << 20
+    all_unread_bytes: int = 256 << 20
     idle_s: float = 600.0
     age_s: float = 3600.0
     grace_s: float = 60.0
@@ -61,6 +71,17 @@ class Limits:
         """
         return replace(self, request_bytes=SPACIOUS * 8 * count + ENVELOPE_BYTES)
 
+    def remaining_s(self, context: grpc.aio.ServicerContext) -> float:
+        """Seconds until a call's deadline; raises `RpcError` NO_DEADLINE if it has none within `call_s`."""
+        remaining_s = context.time_remaining()
+        if remaining_s is None or remaining_s > self.call_s:
+            raise RpcError(
+                Code.NO_DEADLINE, "the call's deadline", expected=f"one within {self.call_s:g} s",
+                got="none" if remaining_s is None else f"one in {remaining_s:.0f} s",
+                remedy="Give the call a timeout, as in `stub.Method(request, timeout=1.0)`.",
+            )
+        return remaining_s
+
     def options(self) -> list[tuple[str, int]]:
         """As gRPC's server options."""
         return [
@@ -77,6 +98,8 @@ class Limits:
             ("grpc.max_connection_age_grace_ms", _ms(self.grace_s)),
             ("grpc.http2.min_ping_interval_without_data_ms", _ms(self.ping_interval_s)),
             ("grpc.http2.max_ping_strikes", 2),
+            # Without it, gRPC allows a client that has no call under way one ping in two hours.
+            ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.keepalive_time_ms", _ms(self.keepalive_s)),
             ("grpc.keepalive_timeout_ms", 20_000),
         ]

@@ -1,17 +1,17 @@
 """Where a host listens, to whom, and how much it takes on: the same for a CPU host and a ranker."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from online.observe import metrics
-from online.rpc.admission import Admission
 from online.rpc.limits import Limits
 from online.rpc.server import Endpoint
 from online.security.credentials import ServerSecurity
 
 __all__ = ["Listening"]
 
-ADMIN_THREADS = 4
+ADMIN_SLOTS = 4
+ADMIN_CALL_S = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,17 +38,16 @@ class Listening:
     def endpoint(self, name: str, *, max_ids: int, reuse_port: bool = False) -> Endpoint:
         """The port of the requests, for up to `max_ids` ids in each; see `Endpoint`."""
         return Endpoint(
-            name, self.host, self.port, self.slots + self.queue, refuse_more=True, security=self.security,
+            name, self.host, self.port, self.slots, self.queue, security=self.security,
             limits=self.limits.for_ids(max_ids), reuse_port=reuse_port,
         )
 
     def admin_endpoint(self) -> Endpoint:
+        """The port of the rollout controller, whose calls may take as long as a version takes to load."""
         return Endpoint(
-            "admin", self.host, self.admin_port, ADMIN_THREADS, security=self.security, limits=self.limits.for_ids(0)
+            "admin", self.host, self.admin_port, ADMIN_SLOTS, security=self.security, audited=True,
+            limits=replace(self.limits.for_ids(0), call_s=ADMIN_CALL_S),
         )
-
-    def admission(self) -> Admission:
-        return Admission(self.slots)
 
     def export_metrics(self, workers: Path | None = None) -> dict[str, int]:
         """Answer /metrics from now on, if asked to: `metrics` -> the port, for the ready line.

@@ -10,9 +10,10 @@ python -m tests.benchmarks.chaos --seed N                                the kil
 ```
 24 threads of requests ──► rankers ──► CPU hosts (shards x replicas)      one process each; versions 1, 2, 3
                               ▲            ▲
-facet rollout 2, 3, 1, 2 … ───┴────────────┘          killed at random: any host that has a living twin, and the
-                                                      controller; brought back at once with the same command line.
-                                                      One in five of the hosts is frozen for a moment instead
+facet rollout 2, 3, 1, 2 … ───┤            │          killed at random: any host that has a living twin, and the
+                              │            │          controller; brought back at once with the same command line.
+                              │            │          One in five of the hosts is frozen for a moment instead
+hostile clients ──────────────┴────────────┘          silent, unread, junk: all the while, at every port
 ```
 """
 
@@ -44,6 +45,7 @@ from pipelines.contracts.durable import replacing_file
 from pipelines.publish import publish
 from tests.benchmarks.harness import environment
 from tests.fleet import Fleet, Host
+from tests.hostile import HostileClients
 from tests.releases import AS_OF, FeastRepository, entity_ids, write_candidate, write_context_views
 
 __all__ = ["Chaos", "main", "published_versions"]
@@ -81,6 +83,7 @@ class Chaos:
         killed: what was killed, in order: `controller` or a host's name.
         frozen: hosts that were stopped for a moment with all their connections open.
         rolled: the finished rollouts, in order: to which version, how many times its controller was killed, seconds.
+        hostile: what hostile clients did, by kind.
     """
 
     fleet: Fleet
@@ -94,6 +97,7 @@ class Chaos:
     killed: list[str] = field(default_factory=list)
     frozen: list[str] = field(default_factory=list)
     rolled: list[dict[str, Any]] = field(default_factory=list)
+    hostile: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
@@ -111,14 +115,18 @@ class Chaos:
         threads = [threading.Thread(target=self._guarded, args=(work,)) for work in works]
         for thread in threads:
             thread.start()
+        population = Population.of_version(self.fleet.workspace, 1, seed=self.seed)
+        ports = [address for host in self.fleet.hosts for address in (host.address, host.admin)]
+        hostile = HostileClients(ports, versions=VERSIONS, seed=self.seed)
+        self.hostile = hostile.done
         try:
-            return rank_traffic(
-                [ranker.address for ranker in self.fleet.rankers],
-                Population.of_version(self.fleet.workspace, 1, seed=self.seed),
-                requests=self.requests, seconds=0, concurrency=self.concurrency, candidates=self.candidates,
-                now_seconds=manifest.as_of.timestamp(), seed=self.seed, until=enough, stop=self._over,
-                attempts=ATTEMPTS, timeout_s=TIMEOUT_S,
-            )
+            with hostile:
+                return rank_traffic(
+                    [ranker.address for ranker in self.fleet.rankers], population,
+                    requests=self.requests, seconds=0, concurrency=self.concurrency, candidates=self.candidates,
+                    now_seconds=manifest.as_of.timestamp(), seed=self.seed, until=enough, stop=self._over,
+                    attempts=ATTEMPTS, timeout_s=TIMEOUT_S,
+                )
         finally:
             self._over.set()
             for thread in threads:  # the killer first, which starts those that come back
@@ -220,6 +228,7 @@ def report(chaos: Chaos, traffic: RankTraffic) -> dict[str, Any]:
         "recomputed": asdict(verdict),
         "kills_by_victim": dict(Counter(chaos.killed)),
         "freezes": len(chaos.frozen),
+        "hostile": dict(chaos.hostile),
         "controllers_killed_on_the_way": sum(rollout["controller_killed"] for rollout in chaos.rolled),
         "rolled_out": chaos.rolled,
         "failures": summary["failures"],
@@ -281,7 +290,10 @@ def main(
     output.parent.mkdir(parents=True, exist_ok=True)
     with replacing_file(output) as staging:
         staging.write_text(json.dumps(result, indent=1) + "\n")
-    short = ("requests", "rollouts", "kills", "mixed", "failed", "wrong_scores", "kills_by_victim", "requests_per_s")
+    short = (
+        "requests", "rollouts", "kills", "mixed", "failed", "wrong_scores", "kills_by_victim", "freezes", "hostile",
+        "requests_per_s",
+    )
     click.echo(json.dumps({key: result[key] for key in short}, indent=1))
     could_tell = result["recomputed"]["distinguishable"] == result["recomputed"]["checked"]
     sys.exit(any(result[key] for key in ("mixed", "failed", "wrong_scores")) or not could_tell)

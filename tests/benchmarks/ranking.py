@@ -25,7 +25,7 @@ from tests.fleet import Fleet
 from tests.redis_server import RedisServer
 from tests.releases import AS_OF, WIDE_RANGE
 
-__all__ = ["fetch_against_feast", "rank_against_local", "rank_bare"]
+__all__ = ["fetch_against_feast", "rank_against_before", "rank_against_local", "rank_bare"]
 
 NOW_S = AS_OF.timestamp()
 
@@ -34,18 +34,30 @@ def rank_against_local(serving: Serving) -> Iterator[Result]:
     """The same requests to both rankers in turn; then again with client, ranker and CPU host bound to cores."""
     free, pinned = _Compared(serving, "rank500"), _Compared(serving, "rank500_pinned", bound=TWO_CORES)
     for remote, local in _pairs(serving, version=1):
-        free.measure(remote, local)
+        addresses = remote.rankers[0].address, local.rankers[0].address
+        free.measure(*addresses)
         with on_two_cores(remote, local):
-            pinned.measure(remote, local)
+            pinned.measure(*addresses)
     yield from free.results()
     yield from pinned.results()
+
+
+def rank_against_before(serving: Serving) -> Iterator[Result]:
+    """The same requests to rankers of an earlier commit, each with a CPU host of its own; nothing without such code."""
+    if serving.before is None:
+        return
+    compared = _Compared(serving, "rank500", rival="before", rival_name="the same of an earlier commit")
+    for _ in range(serving.sizes.pairs):
+        with serving.new_fleet() as ours, serving.before.fleet() as earlier:
+            compared.measure(ours.rankers[0].address, earlier)
+    yield from compared.results()
 
 
 def rank_bare(serving: Serving) -> Iterator[Result]:
     """The same with a model that takes no context, which leaves the lookup nothing to hide behind."""
     bare = _Compared(serving, "rank500_bare", context="none: the model takes none")
     for remote, local in _pairs(serving, version=2):
-        bare.measure(remote, local)
+        bare.measure(remote.rankers[0].address, local.rankers[0].address)
     yield from bare.results()
 
 
@@ -57,16 +69,21 @@ def _pairs(serving: Serving, *, version: int) -> Iterator[tuple[Fleet, Fleet]]:
 
 
 class _Compared:
-    """What requests took with the rows on a CPU host and with the tables at hand, pair by pair of processes."""
+    """What requests took with the rows on a CPU host, and of a rival, pair by pair of processes."""
 
-    def __init__(self, serving: Serving, name: str, **conditions: Any) -> None:
+    def __init__(
+        self, serving: Serving, name: str, *, rival: str = "local",
+        rival_name: str = "same ranker, tables in its process", **conditions: Any,
+    ) -> None:
         self._sizes, self._name, self._asked = serving.sizes, name, _Requests(serving)
+        self._rival, self._rival_name = rival, rival_name
         self._timings: list[dict[str, Timing]] = []
-        self._stages: dict[str, list[dict[str, float]]] = {"remote": [], "local": []}
+        self._stages: dict[str, list[dict[str, float]]] = {"remote": [], rival: []}
         self._conditions = {"context": "Feast get_online_features, SQLite"} | conditions
 
-    def measure(self, remote: Fleet, local: Fleet) -> None:
-        clients = {"remote": RankClient(remote.rankers[0].address), "local": RankClient(local.rankers[0].address)}
+    def measure(self, remote: str, rival: str) -> None:
+        """Ask two rankers in turn, by their addresses."""
+        clients = {"remote": RankClient(remote), self._rival: RankClient(rival)}
 
         def side(which: str) -> Side:
             def rank(request: tuple[int, np.ndarray]) -> None:
@@ -77,20 +94,20 @@ class _Compared:
 
         rounds = max(self._sizes.short_rounds // self._sizes.pairs, MIN_ROUNDS)
         label = f"{self._name}, pair {len(self._timings) + 1} of {self._sizes.pairs}"
-        self._timings.append(interleave([side("remote"), side("local")], rounds=rounds, label=label))
+        self._timings.append(interleave([side("remote"), side(self._rival)], rounds=rounds, label=label))
         for client in clients.values():
             client.close()
 
     def results(self) -> Iterator[Result]:
-        yield self._cost(f"{self._name}_p50_vs_local", lambda timing: timing.seconds)
-        yield self._cost(f"{self._name}_p99_vs_local", lambda timing: timing.p99)
+        yield self._cost(f"{self._name}_p50_vs_{self._rival}", lambda timing: timing.seconds)
+        yield self._cost(f"{self._name}_p99_vs_{self._rival}", lambda timing: timing.p99)
 
     def _cost(self, name: str, figure: Callable[[Timing], float]) -> Result:
         by_pair = {which: [figure(timings[which]) * 1e3 for timings in self._timings] for which in self._stages}
-        ratio, interval = ratio_by_round(by_pair["remote"], by_pair["local"])
+        ratio, interval = ratio_by_round(by_pair["remote"], by_pair[self._rival])
         some = self._timings[0]["remote"]
         return Result(
-            name, *map(statistics.median, by_pair.values()), "same ranker, tables in its process", ratio, "ms",
+            name, *map(statistics.median, by_pair.values()), self._rival_name, ratio, "ms",
             {
                 "ratio_is": "median over pairs of processes of ours / rival", "ratio_interval_95": interval,
                 "by_pair_ms": by_pair, "pairs": len(self._timings), "rounds": len(some.turns),

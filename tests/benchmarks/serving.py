@@ -4,20 +4,19 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from online.rpc.poller import POLLER
 from pipelines.contracts.context import CONTEXT_FEATURES
 from pipelines.publish import publish
+from tests.benchmarks.before import EarlierFleets
 from tests.fleet import Fleet, descendants, facet_environment
 from tests.releases import FeastRepository, entity_ids, write_candidate, write_context_views
 
@@ -77,11 +76,15 @@ class Serving:
     """Version 1, version 2 with the same rows and a model without context, and what serves them.
 
     Everything is made when it is first asked for, and ended with the stack.
+
+    Attributes:
+        before: fleets of an earlier commit, if there are any to compare with.
     """
 
     sizes: Sizes
     scratch: Path
     stack: ExitStack
+    before: EarlierFleets | None = None
     _made: dict[str, Any] = field(default_factory=dict)
     _fleets: Iterator[int] = field(default_factory=count)
 
@@ -111,17 +114,10 @@ class Serving:
         process, _ = self._once("socket", lambda: self.start("tests.benchmarks.socket_server", workspace, path))
         return path, process.pid
 
-    def start(
-        self, *command: str, environment: Mapping[str, str] = MappingProxyType({})
-    ) -> tuple[subprocess.Popen, str]:
-        """A process of the benchmarks' own, and the first line it prints; stopped with the stack.
-
-        Args:
-            environment: more of it; without `POLLER`, gRPC is what it is by itself.
-        """
-        stock = {name: value for name, value in facet_environment().items() if name not in POLLER}
+    def start(self, *command: str) -> tuple[subprocess.Popen, str]:
+        """A process of the benchmarks' own, and the first line it prints; stopped with the stack."""
         process = subprocess.Popen(
-            [sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.PIPE, text=True, env=stock | environment
+            [sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.PIPE, text=True, env=facet_environment()
         )
         self.stack.callback(process.stdout.close)
         self.stack.callback(process.wait)

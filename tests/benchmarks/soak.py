@@ -5,7 +5,8 @@ python -m tests.benchmarks.soak                 15 minutes
 python -m tests.benchmarks.soak --minutes 1     shorter: says less
 ```
 
-Ranking and lookups from several threads, broken requests among them, and one rollout after another; meanwhile memory
+Ranking and lookups from several threads, broken requests among them, hostile clients at every port, and one rollout
+after another; meanwhile memory
 that no file backs and open descriptors of every process are noted. A process has grown if the median of its last third
 lies above that of its second third by more than the bound: what fills up once, such as a cache or an arena of the
 allocator, has done so by then.
@@ -37,6 +38,7 @@ from pipelines.contracts.durable import replacing_file
 from tests.benchmarks.chaos import VERSIONS, published_versions
 from tests.benchmarks.harness import environment
 from tests.fleet import Fleet, anonymous_bytes, descriptors
+from tests.hostile import HostileClients
 from tests.releases import AS_OF, entity_ids
 
 __all__ = ["main", "soak"]
@@ -74,7 +76,7 @@ def soak(directory: Path, *, seconds: float, every_s: float = 2.0) -> dict[str, 
     fleet = Fleet(
         repository.workspace, logs=directory / "logs", replicas=2, rankers=2, tier_options=("--workers", "2")
     )
-    with fleet, _traffic(fleet) as said:
+    with fleet, _traffic(fleet) as said, _hostile(fleet) as hostile:
         over, targets = time.monotonic() + seconds, cycle((*VERSIONS[1:], VERSIONS[0]))
         rollout = None
         while time.monotonic() < over:
@@ -86,7 +88,7 @@ def soak(directory: Path, *, seconds: float, every_s: float = 2.0) -> dict[str, 
         rolled += _ended_well(rollout)
     grown = noted.growth(noted.bytes), noted.growth(noted.descriptors)
     return {
-        "seconds": seconds, "rollouts": rolled, "answered": dict(said),
+        "seconds": seconds, "rollouts": rolled, "answered": dict(said), "hostile": dict(hostile.done),
         "largest_growth_bytes": max(grown[0].values()), "largest_growth_descriptors": max(grown[1].values()),
         "bound_bytes": GROWTH_BYTES, "bound_descriptors": GROWTH_DESCRIPTORS,
         "grew": sorted({name for name, by in grown[0].items() if by > GROWTH_BYTES}
@@ -95,6 +97,11 @@ def soak(directory: Path, *, seconds: float, every_s: float = 2.0) -> dict[str, 
         "memory_bytes": noted.bytes, "descriptors": noted.descriptors,
         "conditions": {"seconds_between": every_s, "rows": ROWS, **environment()},
     }
+
+
+def _hostile(fleet: Fleet) -> HostileClients:
+    addresses = [address for host in fleet.hosts for address in (host.address, host.admin)]
+    return HostileClients(addresses, versions=VERSIONS)
 
 
 def _ended_well(rollout: subprocess.Popen) -> bool:
@@ -185,7 +192,7 @@ def main(minutes: float, output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     with replacing_file(output) as staging:
         staging.write_text(json.dumps(result, indent=1) + "\n")
-    short = ("seconds", "rollouts", "answered", "largest_growth_bytes", "largest_growth_descriptors", "grew")
+    short = ("seconds", "rollouts", "answered", "hostile", "largest_growth_bytes", "largest_growth_descriptors", "grew")
     click.echo(json.dumps({key: result[key] for key in short}, indent=1))
     sys.exit(bool(result["grew"]))
 

@@ -4,6 +4,7 @@
 length, little-endian; a connection has a thread of its own.
 """
 
+import math
 import socket
 import struct
 import sys
@@ -16,10 +17,11 @@ import numpy as np
 from online.lookup.hosted import HostedVersions
 from online.lookup.reader import VersionReader
 from online.lookup.service import LookupService
-from online.lookup.wire import read_answer, read_request, request_bytes
+from online.proto import lookup_pb2
+from online.rpc.guard import Call
 from pipelines.contracts.workspace import Workspace
 
-__all__ = ["NoGrpc", "SocketClient", "lookup_service"]
+__all__ = ["NO_CALL", "SocketClient", "lookup_service"]
 
 LENGTH = struct.Struct("<I")
 
@@ -33,31 +35,26 @@ class SocketClient:
 
     def lookup(self, version: int, table: str, ids: np.ndarray) -> np.ndarray:
         """Packed rows uint8 (B, row_bytes) of ids int64 (B,)."""
-        _send(self._socket, request_bytes("", [version], [(table, ids, ())]))
-        _, row_bytes, rows, _ = read_answer(_receive(self._socket)).tables[0]
-        return rows.reshape(len(ids), row_bytes)
+        request = lookup_pb2.LookupRequest(
+            accepted_versions=[version], tables=[lookup_pb2.TableIds(name=table, ids=ids.tobytes())]
+        )
+        _send(self._socket, request.SerializeToString())
+        answer = lookup_pb2.LookupResponse.FromString(_receive(self._socket)).tables[0]
+        return np.frombuffer(answer.rows, np.uint8).reshape(len(ids), answer.row_bytes)
 
     def close(self) -> None:
         self._socket.close()
 
 
-class NoGrpc:
-    """What the service asks of gRPC, without gRPC."""
-
-    def time_remaining(self) -> None:
-        return None
-
-    def set_trailing_metadata(self, metadata: object) -> None:
-        pass
-
-    def abort(self, status: object, details: str) -> NoReturn:
-        raise RuntimeError(details)
+NO_CALL = Call(arrived=0.0, waited_s=0.0, deadline=math.inf)
+"""Of a request that came by no gRPC."""
 
 
 def _serve(connection: socket.socket, service: LookupService) -> None:
     with connection:
         while message := _receive(connection):
-            _send(connection, service.Lookup(read_request(message), NoGrpc()))
+            answer = service.Lookup(lookup_pb2.LookupRequest.FromString(message), NO_CALL)
+            _send(connection, answer.SerializeToString())
 
 
 def _send(connection: socket.socket, message: bytes) -> None:

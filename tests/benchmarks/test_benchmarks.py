@@ -36,7 +36,7 @@ PUBLISH = {
     "delta_1pct_bytes_vs_full", "delta_1pct_lookup512_vs_full",
 }
 ONLINE = {
-    "lookup512_p50_vs_grpc_echo", "lookup512_p99_vs_grpc_echo", "lookup512_p50_vs_grpc_echo_same_poller",
+    "lookup512_p50_vs_grpc_echo", "lookup512_p99_vs_grpc_echo",
     "lookup512_p50_socket_vs_grpc",
 }
 PUBLISH_100M = {

@@ -25,10 +25,10 @@ from online.proto import admin_pb2_grpc
 from online.rpc.server import Endpoint
 
 FACET = [sys.executable, "-c", "from pipelines.cli import main; main()"]
-READY_S = 60
+READY_S = 600
 
 
-THREADS = 16
+SLOTS = 16
 
 
 @dataclass
@@ -64,16 +64,16 @@ def host_cpu_tier() -> Iterator[Any]:
     hosts: list[Hosted] = []
 
     def host(
-        workspace, versions=(1,), *, max_ids=65_536, unload_wait_s=5.0, port=0, shard=ALL_IDS, admission=None,
-        threads=THREADS, serve=LookupService,
+        workspace, versions=(1,), *, max_ids=65_536, unload_wait_s=5.0, port=0, shard=ALL_IDS, slots=SLOTS, queue=64,
+        serve=LookupService,
     ) -> Hosted:
         state = HostedVersions(lambda version: VersionReader.open(workspace, version), unload_wait_s=unload_wait_s)
         for version in versions:
             state.load(version)
         state.promote(versions[0])
-        service = serve(state, max_ids=max_ids, shard=shard, admission=admission)
-        endpoint = Endpoint("lookup", "127.0.0.1", port, threads, refuse_more=True)
-        hosted = Hosted(state, service, endpoint, Endpoint("admin", "127.0.0.1", 0, 2))
+        service = serve(state, max_ids=max_ids, shard=shard)
+        endpoint = Endpoint("lookup", "127.0.0.1", port, slots, queue)
+        hosted = Hosted(state, service, endpoint, Endpoint("admin", "127.0.0.1", 0, 2, audited=True))
         service.add_to(hosted.endpoint.server)
         admin_pb2_grpc.add_CpuTierAdminServicer_to_server(CpuTierAdminService(state, shard=shard), hosted.admin.server)
         hosts.append(hosted.start())
@@ -102,8 +102,8 @@ def host_ranker() -> Iterator[Any]:
         clients.append(LookupClient(cpu_tiers, timeout_s=timeout_s))
         context = BatchedContext(FeastContext(repository.workspace.feature_repo, CONTEXT_FEATURES))
         service = RankService(state, clients[-1], context, max_candidates=256, timeout_s=timeout_s)
-        endpoint = Endpoint("rank", "127.0.0.1", 0, THREADS, refuse_more=True)
-        hosted = Hosted(state, service, endpoint, Endpoint("admin", "127.0.0.1", 0, 2))
+        endpoint = Endpoint("rank", "127.0.0.1", 0, SLOTS)
+        hosted = Hosted(state, service, endpoint, Endpoint("admin", "127.0.0.1", 0, 2, audited=True))
         service.add_to(hosted.endpoint.server)
         admin_pb2_grpc.add_RankerAdminServicer_to_server(RankerAdminService(state), hosted.admin.server)
         hosts.append(hosted.start())

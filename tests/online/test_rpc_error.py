@@ -6,7 +6,7 @@ import pytest
 from online.proto import lookup_pb2, lookup_pb2_grpc
 from online.rpc.channel import open_channel
 from online.rpc.server import Endpoint
-from online.rpc_error import Code, RpcError, errors_to_status, rpc_error_from
+from online.rpc_error import Code, RpcError, rpc_error_from
 from pipelines.contracts.errors import FacetError, IntegrityError, VersionNotFound
 
 WORDS = {"expected": "this", "got": "that", "remedy": "Do it."}
@@ -19,8 +19,7 @@ def failing():
 
     class Failing(lookup_pb2_grpc.LookupServicer):
         def Lookup(self, request, context):
-            with errors_to_status(context, request.request_id):
-                raise raised.pop()
+            raise raised.pop()
 
     endpoint = Endpoint("failing", "127.0.0.1", 0, 1)
     lookup_pb2_grpc.add_LookupServicer_to_server(Failing(), endpoint.server)

@@ -1,9 +1,7 @@
 """The CPU tier over a real channel: one version per answer, named; refusals typed; reads undisturbed by loads."""
 
 import json
-import threading
 import zlib
-from typing import Any
 
 import grpc
 import numpy as np
@@ -17,15 +15,14 @@ from online.lookup.client import LookupClient
 from online.lookup.hosted import HostedVersions
 from online.lookup.service import QUICK_BYTES, LookupService, packed_ids
 from online.lookup.shards import Shard, shard_of
-from online.lookup.wire import Request
 from online.proto import admin_pb2, admin_pb2_grpc, lookup_pb2, lookup_pb2_grpc
-from online.rpc.admission import Admission
 from online.rpc.channel import open_channel
-from online.rpc.first_message import receive_first
 from online.rpc_error import Code
+from tests.holding import holding
 from tests.releases import published_rows
 from tests.waiting import until
 
+WAIT_S = 50.0
 TABLES = ("user.contrastive", "user.kge", "item.contrastive", "item.kge")
 MAX_IDS = 4096
 
@@ -104,7 +101,7 @@ def test_typed_refusals(stub) -> None:
     assert refused(stub, request_of(item__kge=one + b"x"))[:2] == (invalid, "MALFORMED_IDS")
     assert refused(stub, request_of(item__kge=one * (MAX_IDS + 1)))[:2] == (invalid, "BATCH_TOO_LARGE")
     assert refused(stub, request_of(range(1, 1000), item__kge=one))[:2] == (invalid, "BATCH_TOO_LARGE")
-    assert len(stub.Lookup(request_of(item__kge=one * MAX_IDS)).tables[0].found) == MAX_IDS
+    assert len(stub.Lookup(request_of(item__kge=one * MAX_IDS), timeout=WAIT_S).tables[0].found) == MAX_IDS
 
 
 def test_a_million_ids_get_a_typed_refusal(stub) -> None:
@@ -155,11 +152,11 @@ def test_a_host_answers_only_ids_of_its_shard_that_were_cut_for_it(workspace_wit
             request.shard.index, request.shard.count = index, count
             assert refused(half, request)[1] == "WRONG_SHARD"
         request.shard.index, request.shard.count = 0, 2
-        assert half.Lookup(request).tables[0].rows == rows[mine].tobytes()
+        assert half.Lookup(request, timeout=WAIT_S).tables[0].rows == rows[mine].tobytes()
         request.tables[0].ids = ids.tobytes()  # one stray id is enough
         assert refused(half, request)[1] == "WRONG_SHARD"
     with open_channel(host.admin_address) as channel:
-        status = admin_pb2_grpc.CpuTierAdminStub(channel).Status(admin_pb2.StatusRequest())
+        status = admin_pb2_grpc.CpuTierAdminStub(channel).Status(admin_pb2.StatusRequest(), timeout=WAIT_S)
         assert (status.shard, status.shards, status.workers) == (0, 2, 1)
 
 
@@ -168,44 +165,21 @@ def test_a_host_of_all_ids_refuses_a_request_of_a_shard(stub) -> None:
     request.shard.index, request.shard.count = 1, 2
     assert refused(stub, request)[1] == "WRONG_SHARD"
     request.shard.index, request.shard.count = 0, 1
-    assert stub.Lookup(request).version == 1
+    assert stub.Lookup(request, timeout=WAIT_S).version == 1
 
 
-def test_what_is_too_much_is_refused_at_once_and_health_still_answers(workspace_with_versions, host_cpu_tier) -> None:
-    admission = Admission(slots=1)
-    host = host_cpu_tier(workspace_with_versions.workspace, admission=admission, threads=2)
+def test_what_is_too_much_is_refused_at_once_and_the_rest_is_answered(workspace_with_versions, host_cpu_tier) -> None:
+    host = host_cpu_tier(workspace_with_versions.workspace, slots=1, queue=2)
     with open_channel(host.address) as channel:
         busy = lookup_pb2_grpc.LookupStub(channel)
-        with admission.admit():
-            waiting = [busy.Lookup.future(request_of(item__kge=bytes(8))) for _ in range(2)]
-            until(lambda: admission.waiting == 2)
+        with holding(host.endpoint):
+            waiting = [busy.Lookup.future(request_of(item__kge=bytes(8)), timeout=WAIT_S) for _ in range(2)]
+            until(lambda: host.endpoint.admission.waiting == 2, 300)
             for _ in range(20):
                 code = grpc.StatusCode.RESOURCE_EXHAUSTED
                 assert refused(busy, request_of(item__kge=bytes(8)))[:2] == (code, "OVERLOADED")
-            health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
-            assert health.status == health_pb2.HealthCheckResponse.SERVING
         assert [answer.result().version for answer in waiting] == [1, 1]
-        assert busy.Lookup(request_of(item__kge=bytes(8))).version == 1
-
-
-def test_who_comes_too_late_is_refused_before_its_message_is_read(
-    workspace_with_versions, host_cpu_tier, monkeypatch
-) -> None:
-    admission, read = Admission(slots=1), []
-    host = host_cpu_tier(workspace_with_versions.workspace, admission=admission)
-    monkeypatch.setattr("online.rpc.door.receive_first", lambda *work: read.append(work) or receive_first(*work))
-    request = request_of(item__kge=bytes(8))
-    with open_channel(host.address) as channel:
-        stub = lookup_pb2_grpc.LookupStub(channel)
-        with admission.admit():
-            for _ in range(100):  # a request takes ten minutes in the mean
-                admission.leave(600.0)
-                admission.enter(lambda: None)
-            with pytest.raises(grpc.RpcError) as caught:
-                stub.Lookup(request, timeout=300)
-            assert dict(caught.value.trailing_metadata())["facet-error"] == "OVERLOADED"
-            assert "0 requests wait before" in caught.value.details() and not read
-        assert stub.Lookup(request, timeout=300).version == 1 and read
+        assert busy.Lookup(request_of(item__kge=bytes(8)), timeout=WAIT_S).version == 1
 
 
 def test_a_canary_of_whole_requests_by_their_id(workspace_with_versions, host_cpu_tier) -> None:
@@ -214,44 +188,48 @@ def test_a_canary_of_whole_requests_by_their_id(workspace_with_versions, host_cp
         admin, stub = admin_pb2_grpc.CpuTierAdminStub(channel), lookup_pb2_grpc.LookupStub(lookups)
         for share in (-0.5, 1.5, float("nan"), float("inf")):
             with pytest.raises(grpc.RpcError) as caught:
-                admin.Promote(admin_pb2.VersionRequest(version=2, share=share))
+                admin.Promote(admin_pb2.VersionRequest(version=2, share=share), timeout=WAIT_S)
             assert dict(caught.value.trailing_metadata())["facet-error"] == "INVALID_SHARE"
-        status = admin.Promote(admin_pb2.VersionRequest(version=2, share=0.25))
+        status = admin.Promote(admin_pb2.VersionRequest(version=2, share=0.25), timeout=WAIT_S)
         assert (status.preferred, status.canary, status.canary_share) == (1, 2, 0.25)
         for name in (f"request {number}" for number in range(40)):
             request = request_of((1, 2), item__kge=bytes(8))
             request.request_id = name
-            assert stub.Lookup(request).version == (2 if zlib.crc32(name.encode()) < 2**30 else 1)
-        status = admin.Promote(admin_pb2.VersionRequest(version=2))
+            assert stub.Lookup(request, timeout=WAIT_S).version == (2 if zlib.crc32(name.encode()) < 2**30 else 1)
+        status = admin.Promote(admin_pb2.VersionRequest(version=2), timeout=WAIT_S)
         assert (status.preferred, status.canary, status.canary_share) == (2, 0, 0)
 
 
-def test_a_small_lookup_of_rows_at_hand_is_answered_by_the_thread_that_takes_it_in(
-    workspace_with_versions, host_cpu_tier
-) -> None:
-    answered_here = []
+def test_a_small_lookup_of_rows_at_hand_is_quick(workspace_with_versions, host_cpu_tier) -> None:
+    tier = host_cpu_tier(workspace_with_versions.workspace)
 
-    class Named(LookupService):
-        def Lookup(self, request: Request, context: Any) -> bytes:
-            answered_here.append(not threading.current_thread().name.startswith("lookup"))
-            return super().Lookup(request, context)
+    def quick(size: int) -> bool:
+        request = request_of(item__kge=bytes(8 * size))
+        return tier.endpoint.server.guard.is_quick(request.SerializeToString())
 
-    admission = Admission(slots=2)
-    tier = host_cpu_tier(workspace_with_versions.workspace, serve=Named, admission=admission)
-    client = LookupClient([tier.address], timeout_s=30.0)
-
-    def answered(size: int) -> bool:
-        until(lambda: tier.endpoint.server._door._free == tier.endpoint.threads)
-        client.lookup([1], {"item.kge": np.arange(size)})
-        return answered_here[-1]
-
-    assert answered(100)
-    assert not answered(QUICK_BYTES // 8)  # and what is around them
-    with admission.admit():  # it might have to wait for its turn
-        assert not answered(100)
+    assert quick(100)
+    assert not quick(QUICK_BYTES // 8)  # and what is around them
     tier.state.at_hand = False  # it might have to wait for Redis
-    assert not answered(100)
-    client.close()
+    assert not quick(100)
+
+
+def test_versions_of_a_table_and_accepted_ones_are_bounded(stub) -> None:
+    many = lookup_pb2.LookupRequest(
+        accepted_versions=[1], tables=[lookup_pb2.TableIds(name="item.kge", ids=bytes(8), versions=range(1, 66))]
+    )
+    assert refused(stub, many)[1] == "BATCH_TOO_LARGE"
+    del many.tables[0].versions[64:]
+    assert stub.Lookup(many, timeout=WAIT_S).version == 1
+
+
+def test_a_repeated_field_may_come_in_several_pieces(tier) -> None:
+    """As any protobuf writer may send it: versions 3 and 9, then 2; and as single numbers."""
+    rest = request_of((), item__kge=bytes(8)).SerializeToString()
+    with open_channel(tier.address) as channel:
+        read = lookup_pb2.LookupResponse.FromString
+        call = channel.unary_unary("/facet.v1.Lookup/Lookup", response_deserializer=read)
+        assert call(b"\x12\x02\x03\x09" + rest + b"\x12\x01\x02", timeout=WAIT_S).version == 2
+        assert call(b"\x10\x03" + rest + b"\x10\x02", timeout=WAIT_S).version == 2
 
 
 def test_what_a_shard_needs_is_compiled_before_the_first_request(monkeypatch) -> None:
@@ -281,7 +259,7 @@ def test_a_corrupted_segment_is_refused_and_the_last_good_version_serves_on(own_
         with pytest.raises(grpc.RpcError) as caught:
             admin.Load(admin_pb2.VersionRequest(version=9), timeout=10)
         assert dict(caught.value.trailing_metadata())["facet-error"] == "VERSION_NOT_PUBLISHED"
-        assert [entry.version for entry in admin.Status(admin_pb2.StatusRequest()).versions] == [1]
+        assert [entry.version for entry in admin.Status(admin_pb2.StatusRequest(), timeout=WAIT_S).versions] == [1]
     client = LookupClient([tier.address])
     assert client.lookup([1, 2], {"item.kge": np.array([1])}).version == 1
     client.close()
@@ -293,7 +271,8 @@ def test_the_process_is_healthy_refuses_a_taken_port_and_stops_cleanly(workspace
     assert tier.ready["versions"] == [2, 1] and tier.ready["pid"] == tier.process.pid
     with open_channel(tier.port("lookup")) as channel:
         health = health_pb2_grpc.HealthStub(channel)
-        assert health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING
+        answer = health.Check(health_pb2.HealthCheckRequest(), timeout=WAIT_S)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
     port = tier.ready["ports"]["lookup"]
     taken = launch(workspace, "serve", "cpu-tier", "--versions", "1", "--port", str(port))
     unknown = launch(workspace, "serve", "cpu-tier", "--versions", "9")

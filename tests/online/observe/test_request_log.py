@@ -71,7 +71,7 @@ def test_a_refusal_is_one_line_with_its_request(log) -> None:
     assert (line["request_id"], line["code"], line["role"], line["version"]) == ("7f3a", "OVERLOADED", "ranker", 3)
     assert (line["level"], line["service"], line["logger"]) == ("WARNING", "rank", "online.observe.request_log")
     assert line["reason"] == str(OVERLOADED) and line["ms"] >= 0 and line["time"].endswith("Z")
-    assert "refused: OVERLOADED" in line["message"]
+    assert line["message"] == f"rank refused: OVERLOADED, request '7f3a', {line['ms']:.1f} ms"
 
 
 def test_errors_have_the_code_that_clients_are_told(log) -> None:
@@ -140,8 +140,11 @@ def test_a_request_that_was_refused_unread_is_counted_and_says_where_it_came_fro
     assert line["reason"] == str(refusal) and "request_id" not in line
     assert line["message"] == "rank.test refused: NOT_AUTHENTICATED, from 'ipv4:192.0.2.1:77', 0.0 ms"
     clock.now += 1
+    request_log.count_refused("rank.test", refusal)
+    assert lines(log)[-1]["message"] == "rank.test refused: NOT_AUTHENTICATED, 0.0 ms (40 more like it left out)"
+    clock.now += 1
     request_log.count_refused("rank.test", refusal, peer="unix:\n" + "x" * 1000)
-    assert lines(log)[-1]["left_out"] == 50 - request_log.LINES_PER_SECOND and len(lines(log)[-1]["peer"]) == 65
+    assert "left_out" not in lines(log)[-1] and len(lines(log)[-1]["peer"]) == 65
 
 
 # ---- admin calls
@@ -151,7 +154,7 @@ PROMOTE = "CpuTierAdmin/Promote"
 
 def test_every_call_of_a_caller_that_may_has_an_audit_line(log) -> None:
     for _ in range(100):
-        request_log.audit(PROMOTE, caller="ops", peer="ipv4:192.0.2.1:7", outcome="OK", seconds=0.0125, version=3)
+        request_log.audit(PROMOTE, "ops", 3, "OK", 0.0125, peer="ipv4:192.0.2.1:7")
     assert len(lines(log)) == 100
     line = lines(log)[0]
     assert {name: line[name] for name in ("method", "caller", "peer", "outcome", "version", "ms")} == {
@@ -163,7 +166,7 @@ def test_every_call_of_a_caller_that_may_has_an_audit_line(log) -> None:
 
 def test_an_admin_call_that_failed_says_why_and_is_never_left_out(log) -> None:
     for _ in range(100):
-        request_log.audit(PROMOTE, caller="ops", peer="p", outcome="VERSION_NOT_LOADED", seconds=0.0, version=9)
+        request_log.audit(PROMOTE, "ops", 9, "VERSION_NOT_LOADED", 0.0)
     assert len(lines(log)) == 100
     assert {(line["level"], line["outcome"], line["version"]) for line in lines(log)} == {
         ("WARNING", "VERSION_NOT_LOADED", 9)
@@ -175,20 +178,22 @@ def test_an_admin_call_that_failed_says_why_and_is_never_left_out(log) -> None:
 )
 def test_admin_calls_of_those_who_may_not_are_a_few_lines(log, clock, outcome, caller, who) -> None:
     for _ in range(100):
-        request_log.audit(PROMOTE, caller=caller, peer="p", outcome=outcome, seconds=0.0)
+        request_log.audit(PROMOTE, caller, 0, outcome, 0.0)
     assert len(lines(log)) == request_log.LINES_PER_SECOND
-    assert lines(log)[0]["message"] == f"{PROMOTE}{who} from 'p': {outcome}, 0.0 ms"
+    assert lines(log)[0]["message"] == f"{PROMOTE}{who}: {outcome}, 0.0 ms"
     assert lines(log)[0]["level"] == "WARNING" and "version" not in lines(log)[0]
-    request_log.audit(PROMOTE, caller="ops", peer="p", outcome="OK", seconds=0.0)
+    request_log.audit(PROMOTE, "ops", 0, "OK", 0.0)
     assert lines(log)[-1]["outcome"] == "OK", "refusals leave room for who may"
+    request_log.audit("CpuTierAdmin/Load", caller, 0, outcome, 0.0)
+    assert lines(log)[-1]["method"] == "CpuTierAdmin/Load", "and for the refusals of another method"
     clock.now += 1
-    request_log.audit(PROMOTE, caller=caller, peer="p", outcome=outcome, seconds=0.0)
+    request_log.audit(PROMOTE, caller, 0, outcome, 0.0)
     assert lines(log)[-1]["left_out"] == 100 - request_log.LINES_PER_SECOND
     assert lines(log)[-1]["message"].endswith("(90 more like it left out)")
 
 
 def test_names_of_callers_and_peers_stay_on_one_line(log) -> None:
-    request_log.audit(PROMOTE, caller="a\nb", peer="unix:\x1b[2K" + "x" * 1000, outcome="OK", seconds=0.0)
+    request_log.audit(PROMOTE, "a\nb", 0, "OK", 0.0, peer="unix:\x1b[2K" + "x" * 1000)
     (line,) = lines(log)
     assert line["message"].isprintable() and len(line["message"]) < 300 and len(line["peer"]) == 65
 

@@ -20,13 +20,12 @@ from online.ranking.context_source import ContextSource, FeastContext
 from online.ranking.scorer import Scorer
 from online.ranking.service import RankService, RunnableModels
 from online.ranking.verify import OfflineVersion
-from online.rpc.admission import Admission
 from online.rpc.channel import open_channel
-from online.rpc.first_message import receive_first
 from online.rpc.server import Endpoint
 from online.rpc_error import Code, RpcError
 from pipelines.contracts.context import CONTEXT_FEATURES, context_matrix
 from pipelines.contracts.errors import IntegrityError
+from tests.holding import holding
 from tests.releases import AS_OF, DIMS, TASKS, entity_ids
 from tests.waiting import until
 
@@ -273,19 +272,19 @@ def serve(workspace_with_versions):
     """Call with versions and a function of (models, hosted) that gives the row source: models, client."""
     running = []
 
-    def start(versions, source_of, *, threads=16, **named):
+    def start(versions, source_of, *, slots=16, queue=64, **named):
         workspace = workspace_with_versions.workspace
         models = RunnableModels(lambda version: Scorer.load(workspace, version, device="cpu"))
         hosted = HostedVersions(lambda version: VersionReader.open(workspace, version))
         for version in versions:
             models.load(version)
             hosted.load(version)
-        endpoint = Endpoint("rank", "127.0.0.1", 0, threads, refuse_more=True)
+        endpoint = Endpoint("rank", "127.0.0.1", 0, slots, queue)
         service = RankService(models, source_of(models, hosted), Ones(), **named)
         service.add_to(endpoint.server)
         endpoint.start()
         running.append((endpoint, RankClient(f"127.0.0.1:{endpoint.port}")))
-        return models, running[-1][1]
+        return models, running[-1][1], endpoint
 
     yield start
     for endpoint, client in running:
@@ -317,7 +316,7 @@ def test_models_that_change_under_a_request_are_pinned_anew_however_often(serve)
         sources.append(Shifting(hosted, [lambda: models.load(2), lambda: models.unload(1)]))
         return sources[-1]
 
-    _, client = serve([1], source)
+    _, client, _ = serve([1], source)
     assert client.rank(1, np.array([1]), now_seconds=NOW).version == 2
     assert sources[0].asked == [[1], [1, 2], [2]]
     sources[0].steps = [lambda: None]
@@ -339,7 +338,7 @@ class Damaged(SameHostRows):
 
 
 def test_what_became_of_requests_is_counted_by_version(serve) -> None:
-    models, client = serve([1, 2], lambda models, hosted: Damaged(hosted))
+    models, client, _ = serve([1, 2], lambda models, hosted: Damaged(hosted))
     for user in (1, 2, 3):
         client.rank(user, np.array([1]), now_seconds=NOW)
     for user, code in ((-7, Code.INTERNAL), (-8, Code.INTERNAL)):
@@ -358,12 +357,11 @@ def test_what_became_of_requests_is_counted_by_version(serve) -> None:
 
 
 def test_what_is_too_much_is_refused_and_not_counted_as_a_failure(serve) -> None:
-    admission = Admission(slots=1)
-    models, client = serve([1], lambda models, hosted: SameHostRows(hosted), admission=admission, threads=1)
+    models, client, endpoint = serve([1], lambda models, hosted: SameHostRows(hosted), slots=1, queue=1)
     with ThreadPoolExecutor(1) as pool:
-        with admission.admit():
+        with holding(endpoint):
             waiting = pool.submit(client.rank, 1, np.array([1]), now_seconds=NOW)
-            until(lambda: admission.waiting == 1)
+            until(lambda: endpoint.admission.waiting == 1, 300)
             with pytest.raises(RpcError) as caught:
                 client.rank(1, np.array([1]), now_seconds=NOW)
             assert caught.value.code is Code.OVERLOADED
@@ -371,21 +369,6 @@ def test_what_is_too_much_is_refused_and_not_counted_as_a_failure(serve) -> None
     answer = client.rank(1, np.array([1]), now_seconds=NOW)
     assert answer.version == 1 and answer.timing_ms["total_ms"] > 0
     assert models.status().failed == 0 and models.status().models[0].failed == 0
-
-
-def test_who_comes_too_late_is_refused_before_its_message_is_read(serve, monkeypatch) -> None:
-    admission, read = Admission(slots=1), []
-    models, client = serve([1], lambda models, hosted: SameHostRows(hosted), admission=admission)
-    monkeypatch.setattr("online.rpc.door.receive_first", lambda *work: read.append(work) or receive_first(*work))
-    with admission.admit():
-        for _ in range(100):  # a request takes ten minutes in the mean
-            admission.leave(600.0)
-            admission.enter(lambda: None)
-        with pytest.raises(RpcError, match="0 requests wait before") as caught:
-            client.rank(1, np.array([1]), now_seconds=NOW)
-    assert caught.value.code is Code.OVERLOADED and not read
-    assert client.rank(1, np.array([1]), now_seconds=NOW).version == 1 and read
-    assert models.status().failed == 0
 
 
 @pytest.fixture(scope="module")

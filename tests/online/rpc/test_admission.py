@@ -1,8 +1,7 @@
-"""Never more inside than slots, the others in their order or refused by their deadline, no slot lost."""
+"""Who works, who waits and who is refused; by coroutines that run in an order of our own, and a clock that stands."""
 
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
+import asyncio
+from collections.abc import Awaitable
 
 import pytest
 from hypothesis import given, settings
@@ -10,156 +9,221 @@ from hypothesis import strategies as st
 
 from online.rpc.admission import Admission
 from online.rpc_error import Code, RpcError
-from tests.waiting import until
 
 
-def refused(admission: Admission, remaining_s: float | None = None) -> Code:
-    with pytest.raises(RpcError) as caught, admission.admit(lambda: remaining_s):
-        pass
-    return caught.value.code
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
-class Holder:
-    """Requests in threads of their own, that stay inside until they are let go."""
-
-    def __init__(self, admission: Admission) -> None:
-        self.admission, self.inside, self._go = admission, [], threading.Semaphore(0)
-        self._threads: list[threading.Thread] = []
-
-    def send(self, name: int, remaining_s: float | None = None) -> None:
-        """Returns when the request is inside or waits."""
-        before = self.admission.in_flight + self.admission.waiting
-
-        def hold() -> None:
-            with self.admission.admit(lambda: remaining_s):
-                self.inside.append(name)
-                assert self._go.acquire(timeout=10)
-
-        self._threads.append(threading.Thread(target=hold))
-        self._threads[-1].start()
-        until(lambda: self.admission.in_flight + self.admission.waiting == before + 1)
-
-    def let_go(self, count: int = 1) -> None:
-        self._go.release(count)
-
-    def finish(self) -> None:
-        self._go.release(len(self._threads))
-        for thread in self._threads:
-            thread.join(10)
-            assert not thread.is_alive()
+async def settled() -> None:
+    """Everything that can run has run."""
+    for _ in range(5):
+        await asyncio.sleep(0)
 
 
-@pytest.fixture
-def full() -> Holder:
-    """One inside, two waiting."""
-    holder = Holder(Admission(slots=1))
-    for name in range(3):
-        holder.send(name)
-    assert (holder.admission.in_flight, holder.admission.waiting) == (1, 2)
-    yield holder
-    holder.finish()
-    assert (holder.admission.in_flight, holder.admission.waiting) == (0, 0)
+async def refused(entering: Awaitable) -> RpcError:
+    with pytest.raises(RpcError) as caught:
+        await entering
+    return caught.value
 
 
-def test_in_the_order_in_which_they_came(full) -> None:
-    for count in (1, 2, 3):
-        until(lambda count=count: full.inside == list(range(count)))
-        full.let_go()
+def test_slots_then_the_queue_then_nobody() -> None:
+    async def run() -> None:
+        admission = Admission(2, 3)
+        assert [await admission.enter(), await admission.enter()] == [0.0, 0.0]
+        waiting = [asyncio.create_task(admission.enter()) for _ in range(3)]
+        await settled()
+        assert (admission.in_flight, admission.waiting) == (2, 3)
+        error = await refused(admission.enter())
+        assert error.code is Code.OVERLOADED and "2 requests that are worked on, and 3 that wait" in str(error)
+        admission.leave(0.0)
+        await settled()
+        assert [task.done() for task in waiting] == [True, False, False], "in the order in which they came"
+        assert (admission.in_flight, admission.waiting) == (2, 2), "the slot was never free in between"
+        for _ in range(4):
+            admission.leave(0.0)
+            await settled()
+        assert (admission.in_flight, admission.waiting) == (0, 0)
+
+    asyncio.run(run())
 
 
-def test_a_deadline_that_is_over_or_passes_in_the_queue() -> None:
-    admission = Admission(slots=1)
-    with admission.admit():
-        assert refused(admission, 0.0) is Code.DEADLINE
-        assert refused(admission, -1.0) is Code.DEADLINE
-        assert refused(admission, 0.01) is Code.DEADLINE
-        assert (admission.in_flight, admission.waiting) == (1, 0)  # it does not keep its place
-    with admission.admit(lambda: 1e300) as waited_s:
-        assert waited_s == 0
+def test_without_a_queue_nobody_waits() -> None:
+    async def run() -> None:
+        admission = Admission(1)
+        await admission.enter()
+        assert (await refused(admission.enter(60.0))).code is Code.OVERLOADED
+
+    asyncio.run(run())
 
 
-def test_who_finds_a_free_slot_is_not_asked_for_a_deadline() -> None:
-    admission = Admission(slots=1)
-    with admission.admit(lambda: pytest.fail("asked")):
-        assert admission.in_flight == 1
-    assert admission.in_flight == 0
+def test_the_seconds_waited_are_those_of_the_clock() -> None:
+    async def run() -> None:
+        clock = Clock()
+        admission = Admission(1, 1, clock=clock)
+        await admission.enter()
+        waiting = asyncio.create_task(admission.enter(60.0))
+        await settled()
+        clock.now += 2.5
+        admission.leave(0.0)
+        assert await waiting == 2.5
+
+    asyncio.run(run())
 
 
-def test_who_could_not_be_answered_in_time_does_not_even_wait() -> None:
-    admission = Admission(slots=1)
-    for _ in range(4):
-        with admission.admit():
-            time.sleep(0.05)
-    with admission.admit():
-        began = time.perf_counter()
-        assert refused(admission, 0.01) is Code.OVERLOADED
-        assert admission.waiting == 0
-        assert time.perf_counter() - began < 5  # it is bounded by the deadline in any case
-    with admission.admit(lambda: 0.001):  # a free slot is worth trying
-        pass
+def test_who_cannot_be_answered_in_time_is_refused_at_once() -> None:
+    """One slot, 8 s in the mean, one request ahead of it: 1.5 x 8 x (2 + 1) = 36 s are needed."""
+
+    async def run() -> None:
+        admission = Admission(1, 9)
+        for _ in range(500):
+            await admission.enter()
+            admission.leave(8.0)
+        await admission.enter(0.001)  # a free slot is worth trying
+        waiting = asyncio.create_task(admission.enter())
+        await settled()
+        with pytest.raises(RpcError, match="35900 ms are left, and 1 requests wait") as caught:
+            admission.check(35.9)
+        assert caught.value.code is Code.OVERLOADED
+        admission.check(36.1)
+        admission.check(None)
+        assert (await refused(admission.enter(35.9))).code is Code.OVERLOADED
+        error = await refused(admission.enter(0.0))
+        assert error.code is Code.DEADLINE and "was over when the request came" in str(error)
+        waiting.cancel()
+
+    asyncio.run(run())
 
 
-def test_who_is_late_is_known_before_it_enters() -> None:
-    admission = Admission(slots=2)
-    admission.enter(lambda: None)
-    assert admission.late(lambda: pytest.fail("asked, and there is a free slot")) is None
-    admission.enter(lambda: None)
-    assert admission.late(lambda: None) is None and admission.late(lambda: 0.001) is None
-    assert admission.late(lambda: 0.0).code is Code.DEADLINE
-    for _ in range(100):
-        admission.leave(1.0)  # what a request takes in the mean
-        admission.enter(lambda: None)
-    # 1.5 times the mean for itself, and half of that until one of the two slots is free
-    assert admission.late(lambda: 2.3) is None
-    late = admission.late(lambda: 2.2)
-    assert late.code is Code.OVERLOADED and "2200 ms are left, and 0 requests wait" in str(late)
-    assert admission.waiting == 0 and admission.in_flight == 2
+def test_more_slots_are_less_to_wait_for() -> None:
+    """Two slots, 8 s, none ahead: 1.5 x 8 x (1/2 + 1) = 18 s."""
+
+    async def run() -> None:
+        admission = Admission(2, 9)
+        for _ in range(500):
+            await admission.enter()
+            admission.leave(8.0)
+        await admission.enter()
+        await admission.enter()
+        with pytest.raises(RpcError):
+            admission.check(17.9)
+        admission.check(18.1)
+
+    asyncio.run(run())
 
 
-def test_an_error_inside_frees_the_slot() -> None:
-    admission = Admission(slots=1)
-    for _ in range(3):
-        with pytest.raises(KeyError), admission.admit():
-            raise KeyError
-    assert admission.in_flight == 0
+@pytest.mark.parametrize(("requests", "mean_s"), [(1, 1.0), (2, 1.9375)])
+def test_the_mean_follows_the_latest_requests(requests, mean_s) -> None:
+    """A sixteenth of every request: after one of 16 s, 1 s; after another, 1 + 15/16. Twice 1.5 times it is needed."""
+
+    async def run() -> None:
+        admission = Admission(1, 9)
+        for _ in range(requests):
+            await admission.enter()
+            admission.leave(16.0)
+        await admission.enter()
+        with pytest.raises(RpcError):
+            admission.check(3 * mean_s - 0.001)
+        admission.check(3 * mean_s + 0.001)
+
+    asyncio.run(run())
 
 
-@pytest.mark.parametrize("slots", [0, -1])
-def test_sizes(slots) -> None:
-    with pytest.raises(ValueError, match="slots"):
-        Admission(slots)
+def test_a_turn_that_comes_too_late_is_passed_on() -> None:
+    async def run() -> None:
+        clock = Clock()
+        admission = Admission(1, 9, clock=clock)
+        await admission.enter()
+        first = asyncio.create_task(admission.enter(60.0))
+        second = asyncio.create_task(admission.enter(600.0))
+        await settled()
+        clock.now += 59.0
+        admission.leave(32.0)  # 2 s in the mean, and the first has one second left
+        error = await refused(first)
+        assert error.code is Code.DEADLINE and "1000 ms were left when its turn came" in str(error)
+        assert await second == 59.0
+        admission.leave(0.0)
+        assert admission.in_flight == 0
+
+    asyncio.run(run())
 
 
-@settings(max_examples=8, deadline=None)
-@given(slots=st.integers(1, 4), deadlines=st.lists(
-    st.sampled_from([None, 0.0, 0.0005, 0.002, 10.0]), min_size=8, max_size=8,
-))  # fmt: skip
-def test_under_stress_the_bounds_hold_and_every_request_is_answered_or_refused(slots, deadlines) -> None:
-    admission, counting = Admission(slots), threading.Lock()
-    inside, most_inside = 0, 0
+def test_who_is_cancelled_gives_back_his_place_or_his_slot() -> None:
+    async def run() -> None:
+        admission = Admission(1, 3)
+        await admission.enter()
+        first, second, third = (asyncio.create_task(admission.enter()) for _ in range(3))
+        await settled()
+        first.cancel()
+        await settled()
+        assert (admission.in_flight, admission.waiting) == (1, 2)
+        admission.leave(0.0)  # the slot is the second's now ...
+        second.cancel()  # ... who is cancelled in this very moment, before he runs
+        await settled()
+        assert second.cancelled() and third.done() and not third.cancelled()
+        assert (admission.in_flight, admission.waiting) == (1, 0)
+        admission.leave(0.0)
+        assert admission.in_flight == 0
 
-    def send(remaining_s: float | None) -> list[str]:
-        nonlocal inside, most_inside
-        outcomes = []
-        for number in range(20):
-            try:
-                with admission.admit(lambda: remaining_s):
-                    with counting:
-                        inside += 1
-                        most_inside = max(most_inside, inside)
-                    time.sleep(0.0005 * (number % 3))
-                    with counting:
-                        inside -= 1
-                outcomes.append("OK")
-            except RpcError as refusal:
-                outcomes.append(refusal.code.name)
-        return outcomes
+    asyncio.run(run())
 
-    with ThreadPoolExecutor(len(deadlines)) as pool:
-        outcomes = list(pool.map(send, deadlines))
-    assert all(set(ended) <= {"OK", "DEADLINE", "OVERLOADED"} and len(ended) == 20 for ended in outcomes)
-    assert most_inside <= slots
-    assert (inside, admission.in_flight, admission.waiting) == (0, 0, 0)
-    for _ in range(slots):  # none was lost
-        admission.enter(lambda: None)
-    assert admission.in_flight == slots
+
+def test_one_that_was_just_cancelled_is_given_no_slot() -> None:
+    async def run() -> None:
+        admission = Admission(1, 3)
+        await admission.enter()
+        first, second = (asyncio.create_task(admission.enter()) for _ in range(2))
+        await settled()
+        first.cancel()
+        admission.leave(0.0)  # before the first one runs, who is still in the queue
+        await settled()
+        assert first.cancelled() and second.done() and admission.in_flight == 1
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("slots", "queue"), [(0, 1), (-1, 1), (1, -1)])
+def test_impossible_sizes_are_refused(slots, queue) -> None:
+    with pytest.raises(ValueError, match="expected slots >= 1 and queue >= 0"):
+        Admission(slots, queue)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    slots=st.integers(1, 3), queue=st.integers(0, 3),
+    steps=st.lists(st.sampled_from(["enter", "leave", "cancel first", "cancel last"]), max_size=40),
+    settle=st.lists(st.booleans(), min_size=40, max_size=40),
+)
+def test_no_slot_is_lost_or_given_twice(slots, queue, steps, settle) -> None:
+    async def run() -> None:
+        admission, tasks = Admission(slots, queue), []
+
+        def inside() -> list[asyncio.Task]:
+            return [task for task in tasks if task.done() and not task.cancelled() and not task.exception()]
+
+        for step, let_run in zip(steps, settle, strict=False):
+            undone = [task for task in tasks if not task.done()]
+            if step == "enter":
+                tasks.append(asyncio.create_task(admission.enter()))
+            elif step == "leave" and inside():
+                tasks.remove(inside()[0])
+                admission.leave(1.0)
+            elif undone:
+                undone[0 if step == "cancel first" else -1].cancel()
+            if let_run:
+                await settled()
+        await settled()
+        assert len(inside()) == admission.in_flight <= slots
+        assert admission.waiting == len([task for task in tasks if not task.done()]) <= queue
+        assert not admission.waiting or admission.in_flight == slots
+        while inside():
+            tasks.remove(inside()[0])
+            admission.leave(0.0)
+            await settled()
+        assert (admission.in_flight, admission.waiting) == (0, 0)
+
+    asyncio.run(run())
