@@ -1,4 +1,5 @@
-"""The import rule: data flows one way through the rooms, and `contracts` is all that they share."""
+"""The import rules: data flows one way through the rooms, `contracts` is all that they share, and `online` is built in
+layers."""
 
 import ast
 import sys
@@ -85,3 +86,64 @@ def test_torch_stays_with_those_who_learn_and_score(room: str) -> None:
 )
 def test_the_rule_itself(room: str, module: str, verdict: bool) -> None:
     assert forbidden(room, False, module) is verdict
+
+
+LAYERS = (
+    {"proto", "printable", "heap", "host_state", "stock_store"},
+    {"rpc_error"},
+    {"security", "store"},  # the store is Feast's: it knows no server
+    {"observe"},
+    {"rpc"},
+    {"lookup"},
+    {"ranking"},
+    {"rollout", "load"},
+    {"commands"},
+)
+"""Parts of `online`, the lowest first. A part imports itself and parts of lower layers."""
+
+ONLINE = [path for path in FILES if path.is_relative_to(ROOT / "online") and path != ROOT / "online" / "__init__.py"]
+
+
+def part_of(module: str) -> str:
+    """`online.rpc.server` -> `rpc`."""
+    return module.split(".")[1]
+
+
+def layer_of(part: str) -> int:
+    return next(number for number, parts in enumerate(LAYERS) if part in parts)
+
+
+def upward(part: str, module: str) -> bool:
+    """Whether a file of this part of `online` may not import `module`."""
+    other = part_of(module)
+    return other != part and layer_of(other) >= layer_of(part)
+
+
+@pytest.mark.parametrize("path", ONLINE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_online_imports_downwards(path: Path) -> None:
+    part = part_of(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    bad = [module for module in imported_modules(path) if within(module, "online") and upward(part, module)]
+    assert not bad, f"{part} is below {sorted(map(part_of, bad))}: {bad}"
+
+
+def test_each_part_of_online_has_its_layer() -> None:
+    there = {part_of(".".join(path.relative_to(ROOT).with_suffix("").parts)) for path in ONLINE} | {"proto"}
+    assert sorted(part for parts in LAYERS for part in parts) == sorted(there)
+
+
+@pytest.mark.parametrize(
+    ("part", "module", "verdict"),
+    [
+        ("security", "online.observe.metrics", True),
+        ("observe", "online.security.roles", False),
+        ("rpc", "online.rpc.limits", False),
+        ("rpc", "online.lookup.wire", True),
+        ("lookup", "online.rpc.server", False),
+        ("rollout", "online.load.drive", True),
+        ("store", "online.security.roles", True),
+        ("store", "online.stock_store", False),
+        ("printable", "online.rpc_error", True),
+    ],
+)
+def test_the_rule_of_layers_itself(part: str, module: str, verdict: bool) -> None:
+    assert upward(part, module) is verdict

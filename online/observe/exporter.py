@@ -1,236 +1,145 @@
-"""The /metrics endpoint: one thread, bounded requests, and the sum of all workers where a host has several."""
+"""The port that answers `GET /metrics`.
 
+One thread has all connections, so that one that is silent keeps no other waiting:
+
+```
+accepted ──► TLS handshake ──► head of a request ──► credentials ──► prometheus_client answers ──► closed
+         └────────────── each connection by itself, `EXCHANGE_S` in all ──────────────────────┘
+```
+
+`prometheus_client.start_http_server` would do less: it makes the TLS handshake in the thread that accepts, starts a
+thread for each connection, waits for a client as long as it likes, and asks for no token.
+"""
+
+import asyncio
 import io
 import logging
-import os
-import re
 import socket
-import ssl
-import time
-from collections.abc import Iterable
+import threading
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from importlib.metadata import version
-from pathlib import Path
-from platform import python_version
-from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import InfoMetricFamily, Metric
-from prometheus_client.mmap_dict import MmapedDict, mmap_key
-from prometheus_client.multiprocess import MultiProcessCollector
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, MetricsHandler
 
-from online.security.watched import Watched
+from online.security.credentials import ServerSecurity
 from pipelines.contracts.errors import InvalidConfig
 
-if TYPE_CHECKING:
-    from online.security.credentials import ServerSecurity
-
-__all__ = ["MetricsEndpoint", "sources"]
+__all__ = ["MetricsEndpoint"]
 
 logger = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 8192
+MAX_CONNECTIONS = 64
 EXCHANGE_S = 5.0
-"""How long one scrape may take, and hold up the next: reading, handshake and writing together."""
+"""How long a connection may take from its start to its end."""
+ACCEPT_AGAIN_S = 0.1
 
 
-def sources(own: CollectorRegistry, workers: str | Path | None) -> list[Collector]:
-    """This process's metrics, or those that workers count in a directory; and of processes and build."""
-    if workers is None:
-        return [own, ProcessCollector(registry=None), Build()]
-    shared = Workers(Path(workers))
-    return [shared, Processes(shared), Build()]
+class MetricsEndpoint:
+    """Listens from the first moment; answers from `start` on.
 
-
-class Build(Collector):
-    """`facet_build_info`."""
-
-    def collect(self) -> Iterable[Metric]:
-        yield InfoMetricFamily(
-            "facet_build", "What runs.", value={"version": version("facet"), "python": python_version()}
-        )
-
-
-class Workers(Collector):
-    """Sum of what worker processes count in files of one directory.
-
-    The counts of a worker that ended are kept, since counters may never fall: they move into one file for all dead
-    workers, so that a thousand restarts leave no thousand files. Its gauges go.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        if not directory.is_dir():
-            raise InvalidConfig(
-                "directory of the workers' metrics", expected="a directory", got=repr(str(directory)),
-                remedy="Create it, empty, before the workers start.",
-            )
-        self._directory = directory
-
-    def pids(self) -> list[int]:
-        """Workers that have counted something and run."""
-        found = {int(match[1]) for path in self._directory.glob("*.db") if (match := _WORKER_FILE.search(path.name))}
-        return sorted(pid for pid in found if _runs(pid))
-
-    def collect(self) -> Iterable[Metric]:
-        self._bury()
-        return MultiProcessCollector(None, self._directory).collect()
-
-    def _bury(self) -> None:
-        for path in sorted(self._directory.glob("*.db")):
-            match = _WORKER_FILE.search(path.name)
-            if match is None or _runs(int(match[1])):
-                continue
-            if not path.name.startswith("gauge"):
-                self._add_to_dead(path)
-            path.unlink(missing_ok=True)
-
-    def _add_to_dead(self, path: Path) -> None:
-        """Written beside and renamed, but a crash before the worker's file is gone counts it twice: then the host, too,
-        starts anew and with it all counters."""
-        dead = path.with_name(path.name.split("_")[0] + "_dead.db")
-        staging = dead.with_suffix(".new")
-        staging.unlink(missing_ok=True)
-        total = MmapedDict(str(staging))
-        for metric in MultiProcessCollector.merge([str(p) for p in (dead, path) if p.exists()], accumulate=False):
-            for sample in metric.samples:
-                key = mmap_key(
-                    metric.name, sample.name, tuple(sample.labels), tuple(sample.labels.values()), metric.documentation
-                )
-                total.write_value(key, sample.value, 0.0)
-        total.close()
-        os.replace(staging, dead)
-
-
-_WORKER_FILE = re.compile(r"_(\d+)\.db$")
-
-
-def _runs(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):  # ended before, or while it was read
-        return False
-    return state not in "ZX"
-
-
-class Processes(Collector):
-    """Memory, descriptors and processor time of this process and of its workers, by `pid`."""
-
-    def __init__(self, workers: Workers) -> None:
-        self._workers = workers
-
-    def collect(self) -> Iterable[Metric]:
-        families: dict[str, Metric] = {}
-        for pid in sorted({os.getpid(), *self._workers.pids()}):
-            for family in ProcessCollector(pid=lambda pid=pid: pid, registry=None).collect():
-                into = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
-                for sample in family.samples:
-                    into.add_sample(sample.name, {**sample.labels, "pid": str(pid)}, sample.value)
-        yield from families.values()
-
-
-class _Scrape(BaseHTTPRequestHandler):
-    """`GET /metrics`, once per connection."""
-
-    server: "MetricsEndpoint"
-
-    def setup(self) -> None:
-        super().setup()
-        self.rfile = io.BytesIO(_head(self.connection, self.server.deadline))
-
-    def do_GET(self) -> None:
-        if refused := self.server.refusal_of(self.headers.get("Authorization", ""), self.connection):
-            self.send_error(refused)
-            return
-        if self.path.partition("?")[0] != "/metrics":
-            self.send_error(HTTPStatus.NOT_FOUND)
-            return
-        encode, content_type = choose_encoder(self.headers.get("Accept", ""))
-        body = encode(self.server.sources)
-        self.send_response(200)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        logger.debug("metrics: " + format, *arguments)
-
-
-def _head(connection: socket.socket, deadline: float) -> bytes:
-    """What the client sends up to the empty line. Read here, since the base class waits for ever for a slow client."""
-    head = b""
-    while b"\r\n\r\n" not in head and len(head) < MAX_HEAD_BYTES:
-        connection.settimeout(max(deadline - time.monotonic(), 0.001))
-        part = connection.recv(MAX_HEAD_BYTES)
-        if not part:
-            break
-        head += part
-    return head[:MAX_HEAD_BYTES]
-
-
-class _Sources(CollectorRegistry):
-    """Collectors and registries as one registry, without asking each of them first for the names it has."""
-
-    def __init__(self, collectors: list[Collector]) -> None:
-        super().__init__(auto_describe=False)
-        self._sources = collectors
-
-    def collect(self) -> Iterable[Metric]:
-        for source in self._sources:
-            for metric in source.collect():
-                if metric.name == "facet_version_state":  # zero: held no longer
-                    metric.samples = [sample for sample in metric.samples if sample.value]
-                yield metric
-
-
-class MetricsEndpoint(HTTPServer):
-    """Listens; one scrape after the other, each with a deadline.
+    When there are `MAX_CONNECTIONS`, a new one ends the oldest of the address that has most. So a scrape is let in
+    whatever others do, and no host's connections end another's.
 
     Args:
+        port: 0 picks a free one; `port` then names it.
+        registry: what a scrape has.
         security: as for the gRPC servers: its certificate makes this HTTPS, its client CA asks for a certificate, its
-            roles file for the role `metrics`, by bearer token or certificate.
+            roles file for the role `metrics`, by bearer token or certificate. None: HTTP, open to everybody.
+        exchange_s: seconds that a connection may last.
 
     Raises:
-        InvalidConfig: the port is in use or not allowed.
+        InvalidConfig: the port is in use or not allowed, or `security` has unusable files.
     """
 
-    request_queue_size = 16
-
-    def __init__(self, host: str, port: int, collectors: list[Collector], security: "ServerSecurity | None") -> None:
-        self.sources = _Sources(collectors)
-        self.deadline = 0.0
-        self._tls: Watched[ssl.SSLContext] | None = None
-        if security and security.encrypted:
-            files = [path for path in (security.certificate, security.key, security.client_ca) if path]
-            self._tls = Watched(files, lambda: _tls(security))
+    def __init__(
+        self, host: str, port: int, registry: CollectorRegistry, security: ServerSecurity | None = None, *,
+        exchange_s: float = EXCHANGE_S,
+    ) -> None:
+        self._registry, self._exchange_s = registry, exchange_s
+        self._tls = security.watch_tls() if security and security.encrypted else None
         self._roles = security.watch_roles() if security and security.roles else None
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._open: dict[asyncio.Task, str] = {}  # the oldest first, with the addresses of their peers
         try:
-            super().__init__((host.strip("[]"), port), _Scrape)
+            self._listening = socket.create_server(
+                (host.strip("[]"), port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+            )
         except (OSError, OverflowError) as error:
             raise InvalidConfig(
                 f"cannot listen on {host}:{port} for metrics", expected="a port that is free on this host",
                 got=str(error), remedy="Stop what uses it, give another port, or 0 for any free one.",
             ) from error
+        self._listening.setblocking(False)
+        self.port = self._listening.getsockname()[1]
 
-    def get_request(self) -> tuple[socket.socket, tuple]:
-        connection, address = super().get_request()
-        self.deadline = time.monotonic() + EXCHANGE_S
-        connection.settimeout(EXCHANGE_S)
-        if self._tls:  # the handshake happens at the first read, where its failure ends one connection and no more
-            connection = self._tls.value().wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
-        return connection, address
+    def start(self) -> None:
+        """Answer, in a thread of this object's own, until `stop` or the end of the process."""
+        self._loop = asyncio.new_event_loop()
+        self._accepting = self._loop.create_task(self._accept())
+        self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
+        self._thread.start()
 
-    def refusal_of(self, authorization: str, connection: socket.socket) -> HTTPStatus | None:
+    def stop(self) -> None:
+        """End all connections and give the port back."""
+        self._loop.call_soon_threadsafe(self._accepting.cancel)
+        self._thread.join()
+
+    def _run(self) -> None:
+        with self._listening, asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._until_stopped())
+
+    async def _until_stopped(self) -> None:
+        with suppress(asyncio.CancelledError):
+            await self._accepting
+
+    async def _accept(self) -> None:
+        while True:
+            try:
+                connection, address = await self._loop.sock_accept(self._listening)
+            except OSError as error:  # such as no file descriptor left
+                logger.debug("metrics: cannot accept a connection: %s", error)
+                await asyncio.sleep(ACCEPT_AGAIN_S)
+                continue
+            if len(self._open) >= MAX_CONNECTIONS:
+                self._end_one()
+            exchange = self._loop.create_task(self._exchange(connection))
+            self._open[exchange] = address[0]
+            exchange.add_done_callback(lambda ended: self._open.pop(ended, None))
+            await asyncio.sleep(0)  # however many connect, those that are here go on
+
+    def _end_one(self) -> None:
+        [(busiest, _)] = Counter(self._open.values()).most_common(1)
+        oldest = next(exchange for exchange, address in self._open.items() if address == busiest)
+        del self._open[oldest]
+        oldest.cancel()
+
+    async def _exchange(self, connection: socket.socket) -> None:
+        """All of a connection's life."""
+        try:
+            async with asyncio.timeout(self._exchange_s):
+                transport, protocol = await self._loop.connect_accepted_socket(
+                    lambda: _Connection(self._answer), connection, ssl=self._tls and self._tls.value(),
+                    ssl_handshake_timeout=self._exchange_s if self._tls else None,
+                )
+                try:
+                    await protocol.ended
+                finally:
+                    transport.abort()
+        except OSError as error:  # a failed handshake and the timeout are such
+            logger.debug("metrics: a connection failed: %r", error)
+
+    def _answer(self, head: bytes, certificate: dict | None) -> bytes:
+        return _Scrape(head, self._registry, lambda token: self._refusal(token, certificate)).answer
+
+    def _refusal(self, authorization: str, certificate: dict | None) -> HTTPStatus | None:
         """Why a caller may not read the metrics; None: it may."""
         if self._roles is None:
             return None
         roles = self._roles.value()
         scheme, _, token = authorization.partition(" ")
-        callers = roles.of_certificate(_certificate_names(connection))
+        callers = roles.of_certificate(_names(certificate or {}))
         if authorization:
             named = roles.of_token(token.strip()) if scheme.lower() == "bearer" else None
             if named is None:
@@ -241,27 +150,73 @@ class MetricsEndpoint(HTTPServer):
         allowed = any("metrics" in roles.identities[caller].roles for caller in callers)
         return None if allowed else HTTPStatus.FORBIDDEN
 
-    def handle_error(self, request: socket.socket, client_address: tuple) -> None:
-        logger.debug("metrics: connection from %s failed", client_address, exc_info=True)
+
+class _Connection(asyncio.Protocol):
+    """Takes the head of one request, sends the answer and closes.
+
+    Args:
+        answer: given a head and the client's verified certificate.
+
+    Attributes:
+        ended: done when the connection is closed.
+    """
+
+    def __init__(self, answer: Callable[[bytes, dict | None], bytes]) -> None:
+        self._answer, self._head = answer, bytearray()
+        self.ended = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._head += data
+        if len(self._head) > MAX_HEAD_BYTES:
+            self._transport.close()
+        elif b"\r\n\r\n" in self._head:
+            self._transport.write(self._answer(bytes(self._head), self._transport.get_extra_info("peercert")))
+            self._transport.close()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self.ended.done():  # it is, if the wait for it was cancelled
+            self.ended.set_result(None)
 
 
-def _tls(security: "ServerSecurity") -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(security.certificate, security.key)
-        if security.client_ca:
-            context.verify_mode = ssl.CERT_REQUIRED
-            context.load_verify_locations(security.client_ca)
-    except (OSError, ssl.SSLError) as error:
-        raise InvalidConfig(
-            "TLS of /metrics", expected="a certificate, its key and a CA", got=str(error),
-            remedy="Correct the files that --tls-… name.",
-        ) from error
-    return context
+class _Scrape(MetricsHandler):
+    """prometheus_client's handler of a request, between bytes instead of at a socket.
+
+    Args:
+        refusal: given the header `Authorization`.
+
+    Attributes:
+        answer: what to send.
+    """
+
+    def __init__(
+        self, head: bytes, registry: CollectorRegistry, refusal: Callable[[str], HTTPStatus | None]
+    ) -> None:
+        self.registry, self._refusal = registry, refusal
+        super().__init__(head, ("", 0), None)
+
+    def setup(self) -> None:
+        self.rfile, self.wfile = io.BytesIO(self.request), io.BytesIO()
+
+    def finish(self) -> None:
+        self.answer = self.wfile.getvalue()
+
+    def do_GET(self) -> None:
+        self.path = self.path.partition("?")[0]  # all metrics or none: a selection by name would know no workers'
+        if refused := self._refusal(self.headers.get("Authorization", "")):
+            self.send_error(refused)
+        elif self.path != "/metrics":
+            self.send_error(HTTPStatus.NOT_FOUND)
+        else:
+            super().do_GET()
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        logger.debug("metrics: " + format, *arguments)
 
 
-def _certificate_names(connection: socket.socket) -> list[str]:
-    """Common and alternative names of the certificate that the TLS handshake verified, if any."""
-    shown = (connection.getpeercert() if isinstance(connection, ssl.SSLSocket) else None) or {}
-    common = [value for parts in shown.get("subject", ()) for key, value in parts if key == "commonName"]
-    return [*common, *(value for _, value in shown.get("subjectAltName", ()))]
+def _names(certificate: dict) -> list[str]:
+    """Common and alternative names of a certificate as the `ssl` module shows it."""
+    common = [value for parts in certificate.get("subject", ()) for key, value in parts if key == "commonName"]
+    return [*common, *(value for _, value in certificate.get("subjectAltName", ()))]

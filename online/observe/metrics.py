@@ -19,14 +19,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.metrics_core import Metric
 
-if TYPE_CHECKING:
-    from online.security.credentials import ServerSecurity
+from online.security.credentials import ServerSecurity
 
 __all__ = [
     "WORKERS_DIRECTORY", "count_answer", "count_found", "count_mismatch", "count_rows", "export", "flush",
@@ -251,9 +250,7 @@ def observe_batch(what: str, size: int) -> None:
     _batch_size[what](size)
 
 
-def export(
-    host: str, port: int, security: "ServerSecurity | None" = None, *, workers: str | Path | None = None
-) -> int:
+def export(host: str, port: int, security: ServerSecurity | None = None, *, workers: str | Path | None = None) -> int:
     """Answer `GET /metrics` from one thread of this process until it ends.
 
     Args:
@@ -268,8 +265,9 @@ def export(
     Raises:
         InvalidConfig: the port is in use or not allowed.
     """
-    from online.observe.exporter import MetricsEndpoint, sources
+    from online.observe.collectors import sources
+    from online.observe.exporter import MetricsEndpoint
 
     endpoint = MetricsEndpoint(host, port, sources(registry, workers), security)
-    threading.Thread(target=endpoint.serve_forever, name="metrics", daemon=True).start()
-    return endpoint.server_port
+    endpoint.start()
+    return endpoint.port

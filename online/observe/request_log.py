@@ -1,4 +1,5 @@
-"""What servers log: nothing for a request that is answered in time; one line, at a bounded rate, for one that is not.
+"""What servers log: nothing for a request that is answered in time; one line, at a bounded rate, for one that is not;
+one line for each call of an admin service.
 
 Every line that is logged while a request is served carries the request's id, whoever logs it. As JSON (`facet serve …
 --log-json`), one object a line:
@@ -11,7 +12,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import TracebackType
@@ -22,12 +23,14 @@ from online.printable import printable
 from online.rpc_error import Code, RpcError, as_rpc_error
 from pipelines.contracts.errors import FacetError
 
-__all__ = ["JsonFormatter", "LimitedRate", "ServedRequest", "configure", "count_refused", "current_request"]
+__all__ = ["JsonFormatter", "LimitedRate", "ServedRequest", "audit", "configure", "count_refused", "current_request"]
 
 logger = logging.getLogger(__name__)
+audit_logger = logging.getLogger(f"{__name__}.audit")
 
 MAX_ID = 64
 MAX_TEXT = 4096
+MAX_KEYS = 256
 LINES_PER_SECOND = 10
 
 current_request: ContextVar[str] = ContextVar("current_request", default="")
@@ -37,23 +40,27 @@ current_request: ContextVar[str] = ContextVar("current_request", default="")
 class LimitedRate:
     """At most `limit` events a second of each key; says how many were left out. Safe from many threads.
 
-    >>> rate = LimitedRate(1)
-    >>> rate.admit("a", now=0.0), rate.admit("a", now=0.5), rate.admit("a", now=1.0)
+    Args:
+        clock: seconds, never backwards.
+
+    >>> rate = LimitedRate(1, clock=iter([0.0, 0.5, 1.0]).__next__)
+    >>> rate.admit("a"), rate.admit("a"), rate.admit("a")
     (0, None, 1)
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit, self._windows, self._changing = limit, {}, threading.Lock()
+    def __init__(self, limit: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit, self._clock, self._windows, self._changing = limit, clock, {}, threading.Lock()
 
-    def admit(self, key: Hashable, *, now: float | None = None) -> int | None:
+    def admit(self, key: Hashable) -> int | None:
         """None: leave this one out. Else how many of the key were left out since the last that was not.
 
         Args:
-            key: of few values, such as a code; each is remembered.
-            now: seconds on any clock that does not run backwards.
+            key: each is remembered; those beyond `MAX_KEYS` share one limit.
         """
-        now = time.monotonic() if now is None else now
         with self._changing:
+            now = self._clock()
+            if key not in self._windows and len(self._windows) >= MAX_KEYS:
+                key = None
             window = self._windows.setdefault(key, [now, 0, 0])  # its start, admitted in it, left out since
             if now - window[0] >= 1.0:
                 window[:2] = now, 0
@@ -105,18 +112,56 @@ class ServedRequest:
         current_request.reset(self._token)
 
 
-def count_refused(service: str, refusal: RpcError) -> None:
-    """A request that was refused before it was read: counted by `metrics` and logged, without its id."""
+def count_refused(service: str, refusal: RpcError, *, peer: str = "") -> None:
+    """A request that was refused before it was read: counted by `metrics` and logged, without its id.
+
+    Args:
+        service: "lookup", "rank" or "admin".
+        peer: where it came from, as gRPC says it.
+    """
     metrics.observe_request(service, refusal.code.name, 0.0)
-    _log(service, refusal.code.name, 0.0, refusal)
+    _log(service, refusal.code.name, 0.0, refusal, peer=peer)
 
 
-def audit(method: str, caller: str, version: int, outcome: str, seconds: float) -> None:
-    logger.info("%s of version %d by %s: %s", method, version, caller, outcome)
+def audit(method: str, caller: str, version: int, outcome: str, seconds: float, *, peer: str = "") -> None:
+    """Log a call of an admin service: who did what, and how it ended. The logger is `….request_log.audit`.
+
+    A caller that may do it has a line for every call; of calls that were refused for who they came from, only a few a
+    second have one.
+
+    Args:
+        method: such as "facet.v1.CpuTierAdmin/Promote"; only methods that exist.
+        caller: name of the identity; empty: unknown.
+        version: that the request named; 0: none.
+        outcome: "OK" or the name of an `online.rpc_error.Code`.
+        seconds: how long it took.
+        peer: where it came from, as gRPC says it.
+    """
+    left_out = _settings.rate.admit((method, outcome)) if outcome in _NOT_ADMITTED else 0
+    if left_out is None:
+        return
+    fields: dict[str, Any] = {"method": method, "outcome": outcome, "ms": round(seconds * 1e3, 3)}
+    if caller:
+        fields["caller"] = caller
+    if peer:
+        fields["peer"] = _bounded(peer, MAX_ID)
+    if version:
+        fields["version"] = version
+    if left_out:
+        fields["left_out"] = left_out
+    audit_logger.log(
+        logging.INFO if outcome == "OK" else logging.WARNING, "%s%s%s: %s%s, %.1f ms%s", method,
+        f" by {printable(caller)}" if caller else "", f" from {printable(peer)}" if peer else "", outcome,
+        f", version {version}" if version else "", seconds * 1e3, _left_out(left_out), extra=fields,
+    )
+
+
+_NOT_ADMITTED = {Code.NOT_AUTHENTICATED.name, Code.NOT_ALLOWED.name}
 
 
 def _log(
-    service: str, code: str, seconds: float, error: BaseException | None, request_id: str = "", version: int = 0
+    service: str, code: str, seconds: float, error: BaseException | None, request_id: str = "",
+    version: int = 0, peer: str = "",
 ) -> None:
     left_out = _settings.rate.admit((service, code))
     if left_out is None:
@@ -124,14 +169,21 @@ def _log(
     fields: dict[str, Any] = {"service": service, "code": code, "ms": round(seconds * 1e3, 3)}
     if version:
         fields["version"] = version
+    if peer:
+        fields["peer"] = _bounded(peer, MAX_ID)
     if left_out:
         fields["left_out"] = left_out
     if error is not None:
         fields["reason"] = _bounded(str(error))
     logger.warning(
-        "%s %s: %s, request %s, %.1f ms%s", service, "slow" if error is None else "refused", code,
-        printable(request_id), seconds * 1e3, f" ({left_out} more like it left out)" if left_out else "", extra=fields,
+        "%s %s: %s%s%s, %.1f ms%s", service, "slow" if error is None else "refused", code,
+        f", request {printable(request_id)}" if request_id else "", f", from {printable(peer)}" if peer else "",
+        seconds * 1e3, _left_out(left_out), extra=fields,
     )
+
+
+def _left_out(lines: int) -> str:
+    return f" ({lines} more like it left out)" if lines else ""
 
 
 class JsonFormatter(logging.Formatter):
@@ -166,9 +218,9 @@ def _bounded(text: str, limit: int = MAX_TEXT) -> str:
 
 
 class _Settings:
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.slow_s = float("inf")
-        self.rate = LimitedRate(LINES_PER_SECOND)
+        self.rate = LimitedRate(LINES_PER_SECOND, clock=clock)
 
 
 _settings = _Settings()

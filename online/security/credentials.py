@@ -3,6 +3,8 @@
 import ipaddress
 import os
 import ssl
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +36,7 @@ class ServerSecurity:
             Without them nothing is encrypted.
         client_ca: PEM; every client must then show a certificate that one of these CAs signed (mutual TLS).
         roles: YAML, see `online.security.roles`; without it everybody who can connect may do everything.
+            Nobody may do anything while the file is gone, can be changed by others or has a slip in it.
         reflection: tell anybody what services there are, even with roles.
 
     Raises:
@@ -47,14 +50,14 @@ class ServerSecurity:
     reflection: bool = False
 
     def __post_init__(self) -> None:
-        _check_pair(self.certificate, self.key)
-        if self.client_ca:
-            if not self.certificate:
-                raise InvalidConfig(
-                    "client CA", expected="a certificate and key of the server as well", got="none",
-                    remedy="Give --tls-certificate and --tls-key.",
-                )
-            _check_ca(self.client_ca)
+        _check_both(self.certificate, self.key)
+        if self.client_ca and not self.certificate:
+            raise InvalidConfig(
+                "client CA", expected="a certificate and key of the server as well", got="none",
+                remedy="Give --tls-certificate and --tls-key.",
+            )
+        if self.encrypted:
+            self._context()
         if self.roles:
             self._read_roles()
 
@@ -63,9 +66,9 @@ class ServerSecurity:
         return self.certificate is not None
 
     def credentials(self) -> grpc.ServerCredentials:
-        """For a port. Files that are replaced come into effect with the next connection, within a second or so."""
-        files = [path for path in (self.certificate, self.key, self.client_ca) if path]
-        watched = Watched(files, self._configuration)
+        """For a gRPC port. Files that are replaced come into effect with the next connection, within a second or so;
+        those that are half replaced do not."""
+        watched = Watched(self._tls_files(), self._configuration)
         given = [watched.value()]
 
         def changed() -> grpc.ServerCertificateConfiguration | None:
@@ -79,18 +82,30 @@ class ServerSecurity:
             given[0], changed, require_client_authentication=self.client_ca is not None
         )
 
-    def _configuration(self) -> grpc.ServerCertificateConfiguration:
-        _check_pair(self.certificate, self.key)
+    def watch_tls(self) -> Watched[ssl.SSLContext]:
+        """For any other port: as `credentials`, to be asked for each connection."""
+        return Watched(self._tls_files(), self._context)
+
+    def _tls_files(self) -> list[Path]:
+        return [path for path in (self.certificate, self.key, self.client_ca) if path]
+
+    def _context(self) -> ssl.SSLContext:
+        context = _with_pair(self.certificate, self.key)
         if self.client_ca:
-            _check_ca(self.client_ca)
+            _trust(context, self.client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+    def _configuration(self) -> grpc.ServerCertificateConfiguration:
+        self._context()
         return grpc.ssl_server_certificate_configuration(
             [(self.key.read_bytes(), self.certificate.read_bytes())],
             root_certificates=self.client_ca.read_bytes() if self.client_ca else None,
         )
 
-    def watch_roles(self) -> Watched[Roles]:
-        """The roles file, read again when it changes."""
-        return Watched([self.roles], self._read_roles)
+    def watch_roles(self, *, clock: Callable[[], float] = time.monotonic) -> Watched[Roles]:
+        """The roles file, read again when it changes; nobody's roles while it is not what it should be."""
+        return Watched([self.roles], self._read_roles, if_unusable=Roles({}), clock=clock)
 
     def _read_roles(self) -> Roles:
         _check_only_owner(self.roles, writing=True)
@@ -123,9 +138,11 @@ class ClientSecurity:
     server_name: str | None = None
 
     def __post_init__(self) -> None:
-        _check_pair(self.certificate, self.key)
+        _check_both(self.certificate, self.key)
+        if self.certificate:
+            _with_pair(self.certificate, self.key)
         if self.ca:
-            _check_ca(self.ca)
+            _trust(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), self.ca)
         elif self.certificate or self.server_name:
             raise InvalidConfig(
                 "TLS of a client", expected="the CA that signed the servers' certificates", got="none",
@@ -154,40 +171,46 @@ class ClientSecurity:
         )
 
 
-def _check_pair(certificate: Path | None, key: Path | None) -> None:
+def _check_both(certificate: Path | None, key: Path | None) -> None:
     if (certificate is None) != (key is None):
         raise InvalidConfig(
             "certificate and private key", expected="both or neither", got="only one of them", remedy="Give the other."
         )
-    if certificate is None:
-        return
-    _check_readable(certificate)
+
+
+def _with_pair(certificate: Path, key: Path) -> ssl.SSLContext:
+    """A server's context with this certificate."""
+    _mode(certificate)
     _check_only_owner(key)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         # An encrypted key would ask for its passphrase on the terminal.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: "")
-    except (ssl.SSLError, ValueError) as error:
+        context.load_cert_chain(certificate, key, password=lambda: "")
+    except (OSError, ValueError) as error:  # an SSLError is an OSError
         raise InvalidConfig(
             f"certificate {certificate} with key {key}", expected="PEM files that belong together, the key unencrypted",
             got=getattr(error, "reason", None) or "something else", remedy="Correct the files.",
         ) from error
+    return context
 
 
-def _check_ca(path: Path) -> None:
-    _check_readable(path)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+def _trust(context: ssl.SSLContext, ca: Path) -> None:
+    """Let the context believe certificates that `ca` signed."""
+    _check_only_owner(ca, writing=True)
     try:
-        context.load_verify_locations(path)
-    except ssl.SSLError as error:
+        context.load_verify_locations(ca)
+    except OSError as error:  # an SSLError is one
         raise InvalidConfig(
-            f"CA {path}", expected="certificates as PEM", got=error.reason or "something else", remedy="Correct it."
+            f"CA {ca}", expected="certificates as PEM", got=getattr(error, "reason", None) or "something else",
+            remedy="Correct it.",
         ) from error
 
 
-def _check_readable(path: Path) -> None:
+def _mode(path: Path) -> int:
+    """Permissions of a file that this process can read; refuses any other."""
     try:
-        with path.open("rb"):
-            pass
+        with path.open("rb") as file:
+            return os.fstat(file.fileno()).st_mode & 0o777
     except OSError as error:
         raise InvalidConfig(
             str(path), expected="a file that this process can read", got=error.strerror or str(error),
@@ -197,11 +220,11 @@ def _check_readable(path: Path) -> None:
 
 def _check_only_owner(path: Path, *, writing: bool = False) -> None:
     """Refuse a file that every user can read or, if `writing`, change; what its group may do is the owner's choice."""
-    _check_readable(path)
-    if path.stat().st_mode & (0o002 if writing else 0o006):
+    mode = _mode(path)
+    if mode & (0o002 if writing else 0o006):
         raise InvalidConfig(
-            str(path), expected=f"a file that no others can {'change' if writing else 'read'}",
-            got=f"mode {path.stat().st_mode & 0o777:o}", remedy=f"chmod {'o-w' if writing else 'o-rwx'} {path}",
+            str(path), expected=f"a file that no others can {'change' if writing else 'read'}", got=f"mode {mode:o}",
+            remedy=f"chmod {'o-w' if writing else 'o-rwx'} {path}",
         )
 
 

@@ -1,4 +1,5 @@
-"""YAML mappings become frozen dataclasses, or are refused: no unknown key, no missing key, no value of another type."""
+"""YAML mappings become frozen dataclasses, or are refused: no unknown, missing or repeated key, no value of another
+type."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
@@ -22,14 +23,46 @@ def read_yaml(path: Path, *, secret: bool = False) -> dict[str, Any]:
         secret: whether errors are silent about what came, since a password might have been put there by mistake.
     """
     try:
-        raw = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raw = yaml.load(path.read_text(), _EachKeyOnce)
+    except _Repeated as error:
+        raise InvalidConfig(
+            f"{path}, line {error.line}", expected="each key of a mapping once",
+            got=f"{'a key' if secret else repr(error.key)} again",
+            remedy="Remove one of the two, or rename it.",
+        ) from None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: a date, or bytes that are none
         raise InvalidConfig(
             f"{path} cannot be read", expected="a YAML file",
             got=" ".join(str(error).split()) if not secret or isinstance(error, OSError) else "something else",
             remedy="Correct the path or the file.",
         ) from (None if secret else error)
     return _mapping(raw, str(path), secret)
+
+
+class _Repeated(Exception):
+    def __init__(self, key: str, line: int) -> None:
+        super().__init__(key, line)
+        self.key, self.line = key, line
+
+
+class _EachKeyOnce(yaml.SafeLoader):
+    """Of a key that stands twice in a mapping, PyYAML would keep the last.
+
+    Keys are compared as text, which is what they become here: `1` and `"1"` are the same.
+    """
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node, known = super().compose_mapping_node(anchor), set()
+        for key, _ in node.value:  # as they are written, before `<<` is replaced by what it stands for
+            plain = isinstance(key, yaml.ScalarNode) and key.tag not in _PLACEHOLDERS
+            name = str(self.construct_object(key)) if plain else str(key.value)
+            if name in known:
+                raise _Repeated(name, key.start_mark.line + 1)
+            known.add(name)
+        return node
+
+
+_PLACEHOLDERS = ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:value")
 
 
 def build(section: type[Section], raw: Any, *, where: str, manual: str, secret: bool = False) -> Section:

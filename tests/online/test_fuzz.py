@@ -168,7 +168,8 @@ def test_bad_input_is_refused_by_type_and_leaves_the_servers_as_they_were(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("target", "runs"), [("lookup", 5000), ("rank", 500), ("gate", 10_000), ("shards", 5000), ("manifest", 3000)]
+    ("target", "runs"),
+    [("lookup", 5000), ("rank", 500), ("gate", 10_000), ("shards", 5000), ("manifest", 3000), ("roles", 3000)],
 )
 def test_coverage_guided_fuzzing_finds_nothing(workspace_with_versions, tmp_path, target, runs) -> None:
     """A short run with a fixed seed; `make fuzz` goes on for longer."""

@@ -1,5 +1,8 @@
 import asyncio
+import json
 import logging
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -475,3 +478,34 @@ def test_a_closed_store_lets_go_of_everything_and_can_be_read_again(own_workspac
     rows = asyncio.run(lifetime())
     assert mapped(own_workspace) == set()
     assert ask(store, 1, "item.kge", ids) == rows
+
+
+COUNT_STATUSES = """
+import json, sys
+from feast import FeatureStore
+from feast.metrics import online_features_status_total, start_metrics_server
+repository, *known = sys.argv[1:]
+store = FeatureStore(repository)
+start_metrics_server(store, port=0, start_resource_monitoring=False, start_freshness_monitoring=False)
+for unknown in ([-1, -2, -3], [-4, -5]):
+    ids = [int(known[0]), *unknown, int(known[1])]
+    store.get_online_features(features=["item_kge__v1:row"], entity_rows={"item": ids})
+store.get_online_features(features=["user_kge__v1:row"], entity_rows={"user": [-1]})
+counted = [sample for metric in online_features_status_total.collect() for sample in metric.samples]
+print(json.dumps({f"{s.labels['feature_view']} {s.labels['status']}": s.value
+                  for s in counted if s.name.endswith("_total")}))
+"""
+
+
+def test_feasts_metrics_count_the_found_and_the_missing_each_as_what_they_are(
+    workspace_with_versions: FeastRepository,
+) -> None:
+    known = [str(id_) for id_ in entity_ids("item", 200)[:2]]
+    repository = str(workspace_with_versions.workspace.feature_repo)
+    done = subprocess.run(
+        [sys.executable, "-c", COUNT_STATUSES, repository, *known], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        "item_kge__v1 present": 4, "item_kge__v1 not_found": 5, "user_kge__v1 not_found": 1,
+    }  # fmt: skip

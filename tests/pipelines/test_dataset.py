@@ -97,6 +97,8 @@ def test_unknown_run_names_those_there_are(load) -> None:
         ({"runs": "runs: {a: {pretrain: [2021-01-01, 2021-02-01], finetune: [2021-01-20, 2021-03-01], "
                   "validation: [2021-03-01, 2021-03-20], test: [2021-03-20, 2021-04-10]}}"}, "leaks the future"),
         ({"runs": "runs: [a"}, "cannot be read"),
+        ({"tasks": "tasks:\n  buy: {type: followed}\n  buy: {type: sampled}"}, "line.*'buy' again"),
+        ({"again": "name: other"}, "line.*'name' again"),
     ],
 )
 def test_a_mistake_is_named(load, changes: dict[str, str], message: str) -> None:

@@ -49,6 +49,8 @@ def test_a_file_overrides_what_it_names_and_nothing_else(tmp_path: Path) -> None
         ("contrastive: 3", "section 'contrastive'"),
         ("- contrastive", "a mapping of keys to values"),
         ("contrastive: {dim: ", "a YAML file"),
+        ("contrastive: {dim: 8, dim: 16}", "line 1.*'dim' again"),
+        ("contrastive: {dim: 8}\ncontrastive: {margin: 1}", "line 2.*'contrastive' again"),
     ],
 )
 def test_a_bad_contrastive_section_is_refused(tmp_path: Path, text: str, message: str) -> None:

@@ -6,7 +6,9 @@ The services are called as gRPC calls them, with the bytes of a message, behind 
 import asyncio
 import json
 import math
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,7 +30,7 @@ from online.rpc.server import GuardedServer
 from online.rpc.waiting import WaitingCalls
 from online.rpc_error import Code, RpcError
 from online.security.roles import Identity, Roles, token_sha256
-from pipelines.contracts.errors import FacetError
+from pipelines.contracts.errors import FacetError, InvalidConfig
 from pipelines.contracts.manifest import Manifest
 from pipelines.contracts.workspace import Workspace
 
@@ -297,6 +299,66 @@ def manifest(workspace: Workspace) -> Target:
     return target
 
 
+def roles(workspace: Workspace) -> Target:
+    """Roles files: known is who stands there; one that is not right is refused as such, and nothing of it repeated."""
+    path = Path(tempfile.mkdtemp(prefix="facet-fuzz-")) / "roles.yaml"
+    secret = "a-token-that-is-long-enough-for-it"
+    good = {
+        "roles": {"[lookup]": ("lookup",), "[rank, metrics]": ("rank", "metrics")},
+        "token_sha256": {token_sha256(word): token_sha256(word) for word in (secret, "other")} | {"null": None},
+        "certificate": {"one.example": "one.example", "'two.example'": "two.example", "null": None},
+    }
+    bad = {"roles": ["[]", "[root]", "lookup", "null"], "token_sha256": [secret, "5"], "certificate": ["[a]", "7"]}
+
+    def read() -> Roles | None:
+        try:
+            return Roles.read(path)
+        except InvalidConfig as error:
+            assert secret not in str(error)
+            return None
+
+    def meant(fields: list[tuple[str, str]]) -> Identity | None:
+        """The identity of one entry, if it is a right one."""
+        given = dict(fields)
+        if len(given) < len(fields) or "roles" not in given or any(value not in good[key] for key, value in fields):
+            return None
+        values = {key: good[key][value] for key, value in fields}
+        one_way = (values.get("token_sha256") is None) != (values.get("certificate") is None)
+        return Identity(**values) if one_way else None
+
+    def target(raw: bytes) -> None:
+        data = atheris.FuzzedDataProvider(raw)
+        if not data.ConsumeIntInRange(0, 3):
+            path.write_bytes(data.ConsumeBytes(data.remaining_bytes()))
+            read()
+            return
+        entries = []
+        for _ in range(data.ConsumeIntInRange(1, 4)):
+            any_keys = [data.PickValueInList(sorted(good)) for _ in range(data.ConsumeIntInRange(0, 3))]
+            usual = ["roles", data.PickValueInList(["token_sha256", "certificate"])]
+            keys = usual if data.ConsumeIntInRange(0, 7) else any_keys
+            fields = [
+                (key, data.PickValueInList([*good[key], *(bad[key] if not data.ConsumeIntInRange(0, 15) else [])]))
+                for key in keys
+            ]
+            entries.append((data.PickValueInList(["a", "b", "c", "'a'", "1", '"1"']), fields))
+        path.write_text("\n".join(
+            f"{name}: {{{', '.join(f'{key}: {value}' for key, value in fields)}}}" for name, fields in entries
+        ))  # fmt: skip
+        names, identities = [name.strip("'\"") for name, _ in entries], [meant(fields) for _, fields in entries]
+        ways = [each and (each.token_sha256 or each.certificate) for each in identities]
+        known = read()
+        right = all(identities) and len(set(names)) == len(set(ways)) == len(entries)
+        assert (known is not None) == right, path.read_text()
+        if known:
+            assert known.identities == dict(zip(names, identities, strict=True))
+            of_secret = [name for name, way in zip(names, ways, strict=True) if way == token_sha256(secret)]
+            assert known.of_token(secret) == (of_secret[0] if of_secret else None)
+            assert known.of_token(secret[:-1]) is None
+
+    return target
+
+
 def known_ids(workspace: Workspace, table: str) -> np.ndarray:
     """int64 (N,), of a published table."""
     import pyarrow.parquet as pq
@@ -316,4 +378,5 @@ def _shard_by_the_contract(id_: int, count: int) -> int:
 
 TARGETS: dict[str, Callable[[Workspace], Target]] = {
     "lookup": lookup, "message": message, "rank": rank, "gate": gate, "shards": shards, "manifest": manifest,
+    "roles": roles,
 }

@@ -1,29 +1,21 @@
 """What servers count, as a Prometheus server would read it: over HTTP, from one process or from workers."""
 
 import os
-import socket
-import ssl
+import platform
 import subprocess
 import sys
 import threading
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from prometheus_client.parser import text_string_to_metric_families
 
 from online.lookup.client import LookupClient
-from online.observe import exporter, metrics
-from online.security.credentials import ServerSecurity
-from online.security.roles import token_sha256
+from online.observe import metrics
+from online.observe.collectors import sources
 from pipelines.contracts.errors import InvalidConfig
-from tests.online.certificates import Authority, Pair
+from tests.online.observe.scrapes import read, samples
 from tests.waiting import until
 
 LABELS = {
@@ -65,20 +57,6 @@ metrics.flush()
 """
 
 
-def read(port: int, path: str = "/metrics", **headers: str) -> str:
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=headers)
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        return answer.read().decode()
-
-
-def samples(text: str) -> dict[tuple, float]:
-    """(name, labels as sorted pairs) -> value."""
-    found = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
-    by_key = {(sample.name, *sorted(sample.labels.items())): sample.value for sample in found}
-    assert len(by_key) == len(found), "a series stands there twice"
-    return by_key
-
-
 def run(script: str, directory: Path | None = None, *, wait: bool = True) -> subprocess.Popen:
     """A process that runs the script and, unless waited for, then waits to be killed; it says when it got there."""
     environment = dict(os.environ) | ({metrics.WORKERS_DIRECTORY: str(directory)} if directory else {})
@@ -105,23 +83,6 @@ print(urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
     return samples(run(script + read_itself).out)
 
 
-@pytest.fixture
-def endpoint() -> Iterator:
-    """Call with what `MetricsEndpoint` takes after the port: one that answers, as its port."""
-    started = []
-
-    def start(collectors=None, security=None) -> int:
-        sources = collectors or exporter.sources(metrics.registry, None)
-        started.append(exporter.MetricsEndpoint("127.0.0.1", 0, sources, security))
-        threading.Thread(target=started[-1].serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        return started[-1].server_port
-
-    yield start
-    for each in started:
-        each.shutdown()
-        each.server_close()
-
-
 def test_a_scrape_has_every_metric_with_its_labels_and_what_was_counted() -> None:
     found = printed(COUNT_EACH)
     names = {}
@@ -139,6 +100,80 @@ def test_a_scrape_has_every_metric_with_its_labels_and_what_was_counted() -> Non
     states = {key[2:]: value for key, value in found.items() if key[0] == "facet_version_state"}
     assert states == {(("state", "runnable"), ("version", "3")): 1.0}
     assert found["process_resident_memory_bytes",] > 1e6
+
+
+COUNT_BY_HAND = """
+from types import SimpleNamespace
+import numpy as np
+from online.observe import metrics
+metrics.count_found("mask", np.array([True, False, False, False, True, False, False]))
+metrics.count_found("mask", np.array([False, False, False]))
+metrics.count_found("mask", np.zeros(0, bool))
+metrics.count_found("all", np.array([True, True]))
+metrics.count_rows("rows", 7, 2)
+metrics.count_rows("rows", 4, 1)
+for size in (1, 4, 5, 300_000):
+    metrics.observe_batch("score", size)
+metrics.observe_batch("context", 2)
+for code, seconds in (("OK", 0.002), ("OK", 0.0021), ("OK", 7.0), ("OVERLOADED", 0.004), ("DEADLINE", 0.5)):
+    metrics.observe_request("rank", code, seconds)
+metrics.observe_request("lookup", "OVERLOADED", 0.0)
+metrics.observe_stage("model", 0.25)
+metrics.observe_stage("model", 0.5)
+metrics.observe_stage("context", 0.1)
+for version in (3, 3, 4):
+    metrics.count_answer("ranker", version)
+metrics.count_answer("cpu-tier", 3)
+queue, other = SimpleNamespace(in_flight=9, waiting=9), SimpleNamespace(in_flight=0, waiting=5)
+metrics.watch_queue("rank", queue)
+metrics.watch_queue("lookup", other)
+metrics.flush()
+queue.in_flight, queue.waiting = 3, 0
+metrics.set_versions("cpu-tier", {1: "answering", 2: "draining"})
+metrics.set_versions("ranker", {2: "runnable"})
+metrics.set_versions("cpu-tier", {2: "answering", 5: "answering"})
+"""
+
+
+def test_everything_is_counted_as_worked_out_by_hand() -> None:
+    found = printed(COUNT_BY_HAND)
+
+    def by(name: str, *labels: str) -> dict[tuple[str, ...], float]:
+        """Of one metric: values of these labels -> value."""
+        keys = [key for key in found if key[0] == name]
+        return {tuple(dict(key[1:])[label] for label in labels): found[key] for key in keys}
+
+    def up_to(name: str, label: str, value: str) -> dict[float, float]:
+        """Of a histogram, the buckets at which its count rises: upper bound -> count."""
+        counts = {float(le): n for (of, le), n in by(f"{name}_bucket", label, "le").items() if of == value}
+        before, rises = 0.0, {}
+        for bound in sorted(counts):
+            if counts[bound] != before:
+                before = rises[bound] = counts[bound]
+        return rises
+
+    assert by("facet_rows_asked_total", "table") == {("mask",): 10, ("all",): 2, ("rows",): 11}
+    assert by("facet_rows_found_total", "table") == {("mask",): 2, ("all",): 2, ("rows",): 3}
+    assert up_to("facet_batch_size", "what", "score") == {1: 1, 4: 2, 8: 3, float("inf"): 4}
+    assert up_to("facet_batch_size", "what", "context") == {2: 1}
+    assert by("facet_batch_size_sum", "what") == {("score",): 300_010, ("context",): 2}
+    assert by("facet_requests_total", "service", "code") == {
+        ("rank", "OK"): 3, ("rank", "OVERLOADED"): 1, ("rank", "DEADLINE"): 1, ("lookup", "OVERLOADED"): 1,
+    }  # fmt: skip
+    assert up_to("facet_request_seconds", "service", "rank") == {0.002: 1, 0.003: 2, float("inf"): 3}
+    assert by("facet_request_seconds_count", "service") == {("rank",): 3}, "of what was answered, and of nothing else"
+    assert by("facet_stage_seconds_sum", "stage") == {("model",): 0.75, ("context",): 0.1}
+    assert by("facet_stage_seconds_count", "stage") == {("model",): 2, ("context",): 1}
+    assert by("facet_answers_total", "role", "version") == {
+        ("ranker", "3"): 2, ("ranker", "4"): 1, ("cpu-tier", "3"): 1,
+    }  # fmt: skip
+    assert by("facet_in_flight", "service") == {("rank",): 3, ("lookup",): 0}
+    assert by("facet_waiting", "service") == {("rank",): 0, ("lookup",): 5}
+    assert by("facet_version_state", "role", "version", "state") == {
+        ("cpu-tier", "2", "answering"): 1, ("cpu-tier", "5", "answering"): 1, ("ranker", "2", "runnable"): 1,
+    }  # fmt: skip
+    assert by("facet_version_mismatches_refused_total") == {(): 0}
+    assert by("facet_build_info", "version", "python") == {(version("facet"), platform.python_version()): 1}
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
@@ -184,7 +219,7 @@ def test_many_threads_lose_no_count(endpoint) -> None:
 
 
 def test_workers_are_added_up_and_the_dead_keep_their_counts_but_not_their_gauges(endpoint, tmp_path) -> None:
-    port = endpoint(exporter.sources(metrics.registry, tmp_path))
+    port = endpoint(sources(metrics.registry, tmp_path))
     requests, seconds = ("facet_requests_total", ("code", "OK"), ("service", "rank")), "facet_request_seconds_count"
     in_flight = "facet_in_flight", ("service", "rank")
     state = "facet_version_state", ("role", "ranker"), ("state", "runnable"), ("version", "3")
@@ -232,94 +267,6 @@ def test_a_real_host_with_workers_exports_their_sum(workspace_with_versions, lau
     assert found["facet_rows_asked_total", ("table", "item.kge")] == 40 * 64
     assert found["facet_answers_total", ("role", "cpu-tier"), ("version", "1")] == 40
     assert found["facet_version_state", ("role", "cpu-tier"), ("state", "answering"), ("version", "1")] == 2
-
-
-# ---- the endpoint
-
-
-def test_only_metrics_are_to_be_had(endpoint) -> None:
-    port = endpoint()
-    assert "facet_build_info" in read(port, "/metrics?x=1")
-    assert "# EOF" in read(port, Accept="application/openmetrics-text; version=1.0.0")
-    for path, method, status in (("/", "GET", 404), ("/metrics", "POST", 501), ("/../metrics", "GET", 404)):
-        request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", method=method)
-        with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(request, timeout=10)
-        assert refused.value.code == status
-        refused.value.close()
-
-
-def exchange(port: int, sent: bytes) -> bytes:
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
-        answer = b""
-        with suppress(OSError):  # it may close without having read all
-            connection.sendall(sent)
-            connection.shutdown(socket.SHUT_WR)
-            while part := connection.recv(65536):
-                answer += part
-        return answer
-
-
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(sent=st.one_of(st.binary(max_size=200), st.binary(max_size=100).map(lambda raw: b"GET /metrics" + raw)))
-def test_no_bytes_keep_the_endpoint_from_answering_the_next(endpoint_of_all, sent) -> None:
-    exchange(endpoint_of_all, sent)
-    exchange(endpoint_of_all, b"GET /" + b"x" * 100_000 + b"\r\n\r\n")
-    assert exchange(endpoint_of_all, b"GET /metrics HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.0 200")
-
-
-@pytest.fixture
-def endpoint_of_all(endpoint) -> int:
-    return endpoint()
-
-
-def test_a_client_that_dawdles_is_left(endpoint, monkeypatch) -> None:
-    monkeypatch.setattr(exporter, "EXCHANGE_S", 0.2)
-    port = endpoint()
-    with socket.create_connection(("127.0.0.1", port)) as dawdler:
-        dawdler.sendall(b"GET /metr")
-        assert "facet_build_info" in read(port)
-
-
-def test_with_roles_only_the_role_metrics_reads_them(endpoint, tmp_path) -> None:
-    token, other, ca = "t" * 40, "o" * 40, Authority(tmp_path / "ca")
-    server, monitor, stranger = (ca.issue(name) for name in ("server", "monitor", "stranger"))
-    roles = tmp_path / "roles.yaml"
-    roles.write_text(
-        f"prometheus: {{token_sha256: {token_sha256(token)}, roles: [metrics]}}\n"
-        f"ranker: {{token_sha256: {token_sha256(other)}, roles: [lookup]}}\n"
-        "monitor: {certificate: monitor, roles: [metrics]}\n"
-    )
-    roles.chmod(0o600)
-    port = endpoint(security=ServerSecurity(server.certificate, server.key, ca.certificate, roles))
-
-    def status(shown: Pair | None, **headers: str) -> int:
-        tls = ssl.create_default_context(cafile=ca.certificate)
-        if shown:
-            tls.load_cert_chain(shown.certificate, shown.key)
-        request = urllib.request.Request(f"https://127.0.0.1:{port}/metrics", headers=headers)
-        try:
-            with urllib.request.urlopen(request, timeout=10, context=tls) as answer:
-                return answer.status
-        except urllib.error.HTTPError as refused:
-            refused.close()
-            return refused.code
-
-    assert status(monitor) == status(stranger, Authorization=f"Bearer {token}") == 200
-    assert status(stranger) == status(monitor, Authorization="Bearer wrong") == 401
-    assert status(stranger, Authorization=f"Bearer {other}") == 403
-    with pytest.raises(OSError):  # by no certificate at all
-        status(None, Authorization=f"Bearer {token}")
-    with pytest.raises(OSError):  # nor without TLS
-        read(port)
-    assert status(monitor) == 200
-
-
-def test_a_port_in_use_is_refused(endpoint) -> None:
-    with pytest.raises(InvalidConfig, match="cannot listen"):
-        metrics.export("127.0.0.1", endpoint())
-    with pytest.raises(InvalidConfig, match="cannot listen"):
-        metrics.export("127.0.0.1", 70_000)
 
 
 def test_workers_need_a_directory(tmp_path) -> None:

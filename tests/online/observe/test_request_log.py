@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from online.commands.logging_options import logging_options
-from online.observe import request_log
+from online.observe import metrics, request_log
 from online.observe.request_log import JsonFormatter, LimitedRate, ServedRequest, current_request
 from online.rpc_error import Code, RpcError
 from pipelines.contracts.errors import IntegrityError
@@ -21,14 +21,28 @@ from pipelines.contracts.errors import IntegrityError
 OVERLOADED = RpcError(Code.OVERLOADED, "request", expected="a free slot", got="none", remedy="Ask later.")
 
 
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 @pytest.fixture
-def log() -> Iterator[io.StringIO]:
+def clock() -> Clock:
+    """Of the log's rate limit."""
+    return Clock()
+
+
+@pytest.fixture
+def log(clock) -> Iterator[io.StringIO]:
     """What the root logger writes as JSON, with the settings of `configure` as they were afterwards."""
     stream, root = io.StringIO(), logging.getLogger()
     handler, handlers = logging.StreamHandler(stream), root.handlers
     root.handlers, level = [handler], root.level
     root.setLevel(logging.INFO)
-    settings, request_log._settings = request_log._settings, request_log._Settings()
+    settings, request_log._settings = request_log._settings, request_log._Settings(clock)
     request_log.configure(role="ranker", as_json=True, slow_ms=None)
     yield stream
     root.handlers, request_log._settings = handlers, settings
@@ -57,7 +71,7 @@ def test_a_refusal_is_one_line_with_its_request(log) -> None:
     assert (line["request_id"], line["code"], line["role"], line["version"]) == ("7f3a", "OVERLOADED", "ranker", 3)
     assert (line["level"], line["service"], line["logger"]) == ("WARNING", "rank", "online.observe.request_log")
     assert line["reason"] == str(OVERLOADED) and line["ms"] >= 0 and line["time"].endswith("Z")
-    assert "refused: OVERLOADED" in line["message"]
+    assert line["message"] == f"rank refused: OVERLOADED, request '7f3a', {line['ms']:.1f} ms"
 
 
 def test_errors_have_the_code_that_clients_are_told(log) -> None:
@@ -74,24 +88,29 @@ def test_a_slow_answer_is_logged(log) -> None:
     assert (line["code"], line["request_id"]) == ("OK", "slow-one") and "rank slow" in line["message"]
 
 
-def test_a_storm_of_refusals_is_a_few_lines_which_say_how_many_there_were(log, monkeypatch) -> None:
-    now = [100.0]
-    monkeypatch.setattr(request_log.time, "monotonic", lambda: now[0])
+def test_a_storm_of_refusals_is_a_few_lines_which_say_how_many_there_were(log, clock) -> None:
     for _ in range(1000):
         refuse()
     refuse(error=ZeroDivisionError())  # another kind has its own share
     assert len(lines(log)) == request_log.LINES_PER_SECOND + 1
-    now[0] += 1.0
+    clock.now += 0.999
     refuse()
-    assert lines(log)[-1]["left_out"] == 1000 - request_log.LINES_PER_SECOND
+    assert len(lines(log)) == request_log.LINES_PER_SECOND + 1
+    clock.now += 0.001
+    refuse()
+    assert lines(log)[-1]["left_out"] == 1001 - request_log.LINES_PER_SECOND
+    assert "(991 more like it left out)" in lines(log)[-1]["message"]
+    refuse()
+    assert "left_out" not in lines(log)[-1]
 
 
 @given(limit=st.integers(1, 5), gaps=st.lists(st.floats(0, 2), max_size=60))
 def test_a_limited_rate_admits_no_more_and_loses_no_count(limit, gaps) -> None:
-    rate, now, admitted, left_out = LimitedRate(limit), 0.0, [], 0
+    now, admitted, left_out = 0.0, [], 0
+    rate = LimitedRate(limit, clock=lambda: now)
     for gap in gaps:
         now += gap
-        before = rate.admit("key", now=now)
+        before = rate.admit("key")
         if before is None:
             left_out += 1
         else:
@@ -100,6 +119,83 @@ def test_a_limited_rate_admits_no_more_and_loses_no_count(limit, gaps) -> None:
             admitted.append(now)
     for start in admitted:  # windows may meet, hence twice
         assert sum(start <= at < start + 1.0 for at in admitted) <= 2 * limit
+
+
+def test_keys_of_others_choice_are_bounded() -> None:
+    rate = LimitedRate(1, clock=lambda: 0.0)
+    admitted = [rate.admit(number) for number in range(1000)]
+    assert admitted == [0] * (request_log.MAX_KEYS + 1) + [None] * (999 - request_log.MAX_KEYS)
+    assert rate.admit(0) is None and rate.admit(999) is None
+
+
+def test_a_request_that_was_refused_unread_is_counted_and_says_where_it_came_from(log, clock) -> None:
+    refusal = RpcError(Code.NOT_AUTHENTICATED, "credentials", expected="a token", got="none", remedy="Give one.")
+    counted = ("facet_requests_total", {"service": "rank.test", "code": "NOT_AUTHENTICATED"})
+    for _ in range(50):
+        request_log.count_refused("rank.test", refusal, peer="ipv4:192.0.2.1:77")
+    assert metrics.registry.get_sample_value(*counted) == 50, "counted are all of them"
+    assert len(lines(log)) == request_log.LINES_PER_SECOND
+    line = lines(log)[0]
+    assert (line["service"], line["code"], line["peer"]) == ("rank.test", "NOT_AUTHENTICATED", "ipv4:192.0.2.1:77")
+    assert line["reason"] == str(refusal) and "request_id" not in line
+    assert line["message"] == "rank.test refused: NOT_AUTHENTICATED, from 'ipv4:192.0.2.1:77', 0.0 ms"
+    clock.now += 1
+    request_log.count_refused("rank.test", refusal)
+    assert lines(log)[-1]["message"] == "rank.test refused: NOT_AUTHENTICATED, 0.0 ms (40 more like it left out)"
+    clock.now += 1
+    request_log.count_refused("rank.test", refusal, peer="unix:\n" + "x" * 1000)
+    assert "left_out" not in lines(log)[-1] and len(lines(log)[-1]["peer"]) == 65
+
+
+# ---- admin calls
+
+PROMOTE = "CpuTierAdmin/Promote"
+
+
+def test_every_call_of_a_caller_that_may_has_an_audit_line(log) -> None:
+    for _ in range(100):
+        request_log.audit(PROMOTE, "ops", 3, "OK", 0.0125, peer="ipv4:192.0.2.1:7")
+    assert len(lines(log)) == 100
+    line = lines(log)[0]
+    assert {name: line[name] for name in ("method", "caller", "peer", "outcome", "version", "ms")} == {
+        "method": PROMOTE, "caller": "ops", "peer": "ipv4:192.0.2.1:7", "outcome": "OK", "version": 3, "ms": 12.5,
+    }  # fmt: skip
+    assert (line["level"], line["logger"]) == ("INFO", "online.observe.request_log.audit")
+    assert line["message"] == f"{PROMOTE} by 'ops' from 'ipv4:192.0.2.1:7': OK, version 3, 12.5 ms"
+
+
+def test_an_admin_call_that_failed_says_why_and_is_never_left_out(log) -> None:
+    for _ in range(100):
+        request_log.audit(PROMOTE, "ops", 9, "VERSION_NOT_LOADED", 0.0)
+    assert len(lines(log)) == 100
+    assert {(line["level"], line["outcome"], line["version"]) for line in lines(log)} == {
+        ("WARNING", "VERSION_NOT_LOADED", 9)
+    }
+
+
+@pytest.mark.parametrize(
+    ("outcome", "caller", "who"), [("NOT_AUTHENTICATED", "", ""), ("NOT_ALLOWED", "ranker-1", " by 'ranker-1'")]
+)
+def test_admin_calls_of_those_who_may_not_are_a_few_lines(log, clock, outcome, caller, who) -> None:
+    for _ in range(100):
+        request_log.audit(PROMOTE, caller, 0, outcome, 0.0)
+    assert len(lines(log)) == request_log.LINES_PER_SECOND
+    assert lines(log)[0]["message"] == f"{PROMOTE}{who}: {outcome}, 0.0 ms"
+    assert lines(log)[0]["level"] == "WARNING" and "version" not in lines(log)[0]
+    request_log.audit(PROMOTE, "ops", 0, "OK", 0.0)
+    assert lines(log)[-1]["outcome"] == "OK", "refusals leave room for who may"
+    request_log.audit("CpuTierAdmin/Load", caller, 0, outcome, 0.0)
+    assert lines(log)[-1]["method"] == "CpuTierAdmin/Load", "and for the refusals of another method"
+    clock.now += 1
+    request_log.audit(PROMOTE, caller, 0, outcome, 0.0)
+    assert lines(log)[-1]["left_out"] == 100 - request_log.LINES_PER_SECOND
+    assert lines(log)[-1]["message"].endswith("(90 more like it left out)")
+
+
+def test_names_of_callers_and_peers_stay_on_one_line(log) -> None:
+    request_log.audit(PROMOTE, "a\nb", 0, "OK", 0.0, peer="unix:\x1b[2K" + "x" * 1000)
+    (line,) = lines(log)
+    assert line["message"].isprintable() and len(line["message"]) < 300 and len(line["peer"]) == 65
 
 
 def test_every_line_of_a_request_names_it_in_its_own_thread_only(log) -> None:

@@ -211,15 +211,15 @@ def test_changed_files_come_into_effect_without_restart(made, serve, tmp_path, m
     lookup, _ = serve(ServerSecurity(*pair, roles=roles))
     client = ClientSecurity(made["ca"].certificate, token_file=made["ranker-1.token"])
     assert outcome(lookup, client) == "OK"
-    roles.write_text("{")
-    assert outcome(lookup, client) == "OK" and "what was there before stays valid" in caplog.text
-    roles.write_text("{}")
     roles.chmod(0o666)  # as it would be refused at the start
-    assert outcome(lookup, client) == "OK" and "mode 666" in caplog.text
+    assert outcome(lookup, client) == "NOT_AUTHENTICATED" and "mode 666" in caplog.text
     roles.chmod(0o600)
-    roles.write_text("{} ")
+    assert outcome(lookup, client) == "OK"
+    roles.write_text("{}")
     assert outcome(lookup, client) == "NOT_AUTHENTICATED"
     roles.write_text(made["tokens"].read_text())
+    pair[1].write_bytes(made["strange"].key.read_bytes())  # half replaced
+    assert outcome(lookup, client) == "OK" and "what was there before stays valid" in caplog.text
     install(made["strange"])  # a certificate of another CA
     assert outcome(lookup, client) == "UNAVAILABLE"
     assert outcome(lookup, ClientSecurity(made["stranger"].certificate, token_file=made["ranker-1.token"])) == "OK"
@@ -263,6 +263,15 @@ def test_files_open_to_others_are_refused(made, tmp_path) -> None:
     roles.chmod(0o666)
     with pytest.raises(InvalidConfig, match=r"mode 666.*chmod o-w"):
         ServerSecurity(roles=roles)
+    ca = tmp_path / "ca.pem"
+    ca.write_bytes(made["ca"].certificate.read_bytes())
+    ca.chmod(0o646)
+    with pytest.raises(InvalidConfig, match=r"mode 646.*chmod o-w"):
+        ServerSecurity(made["server"].certificate, made["server"].key, ca)
+    with pytest.raises(InvalidConfig, match=r"mode 646.*chmod o-w"):
+        ClientSecurity(ca)
+    ca.chmod(0o644)
+    ClientSecurity(ca)
 
 
 @pytest.mark.parametrize(
