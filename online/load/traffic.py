@@ -159,7 +159,7 @@ class RankTraffic(Traffic):
         rate: float | None = None,
     ) -> None:
         columns = {
-            "user": (np.int64, ()), "candidates": (np.int64, (candidates,)), "name": (np.int16, ()),
+            "user": (np.int64, ()), "candidates": (np.int64, (candidates,)), "name": (np.int32, ()),
             "stages_ms": (np.float32, (len(STAGES),)),
         }
         super().__init__(deadline_ms=deadline_ms, rate=rate, columns=columns)
