@@ -1,208 +1,241 @@
-"""Calls that are sent now and waited for later: in the way this gRPC is known to have, and by its futures."""
+"""Methods of one message and one answer over real channels: called, or started and waited for later."""
 
 import gc
-import os
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import grpc
 import pytest
 
-from online.rpc import sent_call
+from online.proto import lookup_pb2, lookup_pb2_grpc
+from online.proto.lookup_pb2 import LookupRequest, LookupResponse
 from online.rpc.channel import open_channel
-from online.rpc.poller import POLLER
-from online.rpc.sent_call import send
+from online.rpc.unary import UnaryMethod
+from online.rpc_error import Code, RpcError
+from tests.grpc_server import grpc_server
 from tests.waiting import until
 
-NAME = "/facet.test.Echo/Echo"
-TIMEOUT_S = 600.0
-MEASURE = "gRPC's client is not what it was: read it, correct `online.rpc.sent_call`, and measure"
+METHOD = lookup_pb2.DESCRIPTOR.services_by_name["Lookup"].methods_by_name["Lookup"]
+PATH = "/facet.v1.Lookup/Lookup"
+TIMEOUT_S = 60.0
 
 
-class Echo(grpc.GenericRpcHandler):
-    """Answers with the message, after `go_on`; refuses what begins with `no`."""
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Echo(lookup_pb2_grpc.LookupServicer):
+    """Answers with the request id, after `go_on`; refuses what begins with `no`."""
 
     def __init__(self) -> None:
-        self.begun: list[bytes] = []
-        self.ended: list[bytes] = []
+        self.begun: list[str] = []
+        self.ended: list[str] = []
         self.metadata: list[Any] = []
         self.go_on = threading.Event()
         self.go_on.set()
 
-    def service(self, details: Any) -> Any:
-        return grpc.unary_unary_rpc_method_handler(self._answer) if details.method == NAME else None
-
-    def _answer(self, message: bytes, context: grpc.ServicerContext) -> bytes:
-        context.add_callback(lambda: self.ended.append(message))
+    def Lookup(self, request: LookupRequest, context: grpc.ServicerContext) -> LookupResponse:
+        context.add_callback(lambda: self.ended.append(request.request_id))
         self.metadata.append(context.invocation_metadata())
-        self.begun.append(message)
+        self.begun.append(request.request_id)
         while not self.go_on.wait(0.01) and context.is_active():
             pass
-        if message.startswith(b"no"):
+        if request.request_id.startswith("no"):
             context.set_trailing_metadata((("why", "because"),))
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, "no")
-        return message
+        return LookupResponse(manifest_sha256=request.request_id)
 
 
 @pytest.fixture
-def echo() -> Iterator[Echo]:
-    echo = Echo()
-    yield echo
-    echo.go_on.set()
+def echo() -> Echo:
+    return Echo()
 
 
 @pytest.fixture
 def address(echo: Echo) -> Iterator[str]:
-    server = grpc.server(ThreadPoolExecutor(8), handlers=[echo], options=[("grpc.max_receive_message_length", -1)])
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield f"127.0.0.1:{port}"
-    server.stop(0).wait()
-
-
-@pytest.fixture(params=["known", "not known"])
-def known(request, monkeypatch) -> bool:
-    assert sent_call.KNOWN, MEASURE
-    monkeypatch.setattr(sent_call, "KNOWN", request.param == "known")
-    return sent_call.KNOWN
+    with grpc_server(lambda server: lookup_pb2_grpc.add_LookupServicer_to_server(echo, server)) as address:
+        yield address
+        echo.go_on.set()
 
 
 @pytest.fixture
 def channel(address: str) -> Iterator[grpc.Channel]:
     with open_channel(address) as channel:
-        channel.unary_unary(NAME)(b"connected")
         yield channel
 
 
 @pytest.fixture
-def method(channel: grpc.Channel, known: bool) -> Any:
-    return channel.unary_unary(NAME, response_deserializer=lambda answer: ("read", answer))
+def clock() -> Clock:
+    return Clock()
 
 
-def test_what_is_answered(method) -> None:
-    pending = [send(method, b"%d" % number, TIMEOUT_S) for number in range(20)]
-    assert [call.result() for call in reversed(pending)] == [("read", b"%d" % number) for number in reversed(range(20))]
+@pytest.fixture
+def method(channel: grpc.Channel, clock: Clock) -> UnaryMethod:
+    method = UnaryMethod(channel, METHOD, clock=clock)
+    method(LookupRequest(request_id="connected"), timeout=TIMEOUT_S)
+    return method
 
 
-def test_a_large_answer_is_whole(method) -> None:
-    message = bytes(range(256)) * (32 << 12)
-    assert send(method, message, TIMEOUT_S).result() == ("read", message)
+def start(method: UnaryMethod, name: str, timeout: float = TIMEOUT_S) -> Any:
+    return method.start(LookupRequest(request_id=name), timeout=timeout)
+
+
+def called(method: UnaryMethod, name: str, timeout: float = TIMEOUT_S) -> LookupResponse:
+    return method(LookupRequest(request_id=name), timeout=timeout)
+
+
+def started(method: UnaryMethod, name: str, timeout: float = TIMEOUT_S) -> LookupResponse:
+    return start(method, name, timeout).result()
+
+
+both_ways = pytest.mark.parametrize("ask", [called, started])
+
+
+@both_ways
+def test_what_is_answered(ask, method) -> None:
+    assert ask(method, "größe") == LookupResponse(manifest_sha256="größe")
+
+
+def test_answers_may_be_read_in_any_order(method) -> None:
+    calls = [start(method, str(number)) for number in range(20)]
+    assert [call.result().manifest_sha256 for call in reversed(calls)] == [str(n) for n in reversed(range(20))]
+    assert method.abandoned == 0
+
+
+@both_ways
+def test_a_large_answer_is_whole(ask, method) -> None:
+    name = "0123456789abcdef" * (2 << 20)  # 32 MiB
+    assert ask(method, name).manifest_sha256 == name
 
 
 def test_it_is_on_its_way_before_anybody_waits(method, echo) -> None:
     echo.go_on.clear()
-    pending = send(method, b"sent", TIMEOUT_S)
-    until(lambda: b"sent" in echo.begun)
+    call = start(method, "sent")
+    until(lambda: "sent" in echo.begun)
     echo.go_on.set()
-    until(lambda: b"sent" in echo.ended)
-    assert pending.result() == ("read", b"sent")
+    until(lambda: "sent" in echo.ended)
+    assert call.result().manifest_sha256 == "sent"
 
 
-def test_no_thread_waits_for_it(method, echo, known) -> None:
+def test_no_thread_waits_for_it(method, echo) -> None:
     echo.go_on.clear()
-    mine = {thread for thread in threading.enumerate() if "ThreadPool" not in thread.name}
-    pending = send(method, b"", TIMEOUT_S)
-    begun = {thread for thread in threading.enumerate() if "ThreadPool" not in thread.name} - mine
-    assert bool(begun) != known
+
+    def threads() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if not thread.name.startswith("server")}
+
+    before = threads()
+    call = start(method, "held")
+    until(lambda: "held" in echo.begun)
+    assert threads() <= before
     echo.go_on.set()
-    pending.result()
+    call.result()
 
 
-def test_what_is_refused(method) -> None:
+@both_ways
+def test_what_is_refused(ask, method) -> None:
     with pytest.raises(grpc.RpcError) as caught:
-        send(method, b"no", TIMEOUT_S).result()
+        ask(method, "no")
     error = caught.value
     assert (error.code(), error.details()) == (grpc.StatusCode.FAILED_PRECONDITION, "no")
     assert ("why", "because") in [tuple(entry) for entry in error.trailing_metadata()]
+    assert method.abandoned == 0
 
 
-def test_an_answer_that_cannot_be_read(channel, known) -> None:
-    def unreadable(answer: bytes) -> Any:
-        raise ValueError(answer)
-
+@both_ways
+def test_a_deadline_passes(ask, method, echo) -> None:
+    echo.go_on.clear()
     with pytest.raises(grpc.RpcError) as caught:
-        send(channel.unary_unary(NAME, response_deserializer=unreadable), b"", TIMEOUT_S).result()
-    assert caught.value.code() is grpc.StatusCode.INTERNAL
+        ask(method, "late", 0.05)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 def test_a_deadline_passes_though_nobody_waits(method, echo) -> None:
     echo.go_on.clear()
-    pending = send(method, b"late", 0.05)
-    time.sleep(0.1)
-    echo.go_on.set()
+    call = start(method, "late", 2.0)
+    until(lambda: {"late"} <= {*echo.begun} and {"late"} <= {*echo.ended})
     with pytest.raises(grpc.RpcError) as caught:
-        pending.result()
+        call.result()
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-def test_nobody_listens(known) -> None:
+@both_ways
+def test_nobody_listens(ask) -> None:
     with open_channel("127.0.0.1:9") as channel, pytest.raises(grpc.RpcError) as caught:
-        send(channel.unary_unary(NAME), b"", TIMEOUT_S).result()
+        ask(UnaryMethod(channel, METHOD), "")
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-def test_who_cancels_tells_the_server(method, echo) -> None:
+def test_what_nobody_holds_is_read_after_its_deadline_and_not_before(method, echo, clock) -> None:
     echo.go_on.clear()
-    pending = send(method, b"cancelled", TIMEOUT_S)
-    until(lambda: b"cancelled" in echo.begun)
-    pending.cancel()
-    until(lambda: b"cancelled" in echo.ended)
-    pending.cancel()  # nothing more
-
-
-def test_what_nobody_holds_any_more_is_cancelled(channel, echo) -> None:
-    echo.go_on.clear()
-    method = channel.unary_unary(NAME)
-    for message in (b"0", b"1", b"2"):
-        pending = send(method, message, TIMEOUT_S)
-        until(lambda message=message: message in echo.begun)
-        del pending
-        gc.collect()
-        until(lambda message=message: message in echo.ended)
+    call = start(method, "abandoned", 0.05)
+    other = start(method, "held", 0.05)
+    del call
+    gc.collect()
+    assert method.abandoned == 1
+    clock.now = 0.04
+    start(method, "no longer held")
+    assert method.abandoned == 2
+    clock.now = 0.06
     echo.go_on.set()
-    assert send(method, b"next", TIMEOUT_S).result() == b"next"
+    assert started(method, "next").manifest_sha256 == "next"
+    assert method.abandoned == 1  # the one with a minute left
+    clock.now = TIMEOUT_S + 1
+    assert started(method, "next").manifest_sha256 == "next"
+    assert method.abandoned == 0
+    with suppress(grpc.RpcError):
+        other.result()
 
 
-def test_a_channel_that_is_closed_meanwhile(channel, echo, known) -> None:
+def test_a_channel_that_is_closed_meanwhile(channel, method, echo) -> None:
     echo.go_on.clear()
-    method = channel.unary_unary(NAME)
-    pending, dropped = send(method, b"waited for", TIMEOUT_S), send(method, b"dropped", TIMEOUT_S)
-    until(lambda: {b"waited for", b"dropped"} <= {*echo.begun})
+    call, dropped = start(method, "waited for"), start(method, "dropped")
+    until(lambda: {"waited for", "dropped"} <= {*echo.begun})
     channel.close()
     del dropped
+    until(lambda: {"waited for", "dropped"} <= {*echo.ended})
     with pytest.raises((grpc.RpcError, grpc.FutureCancelledError)):
-        pending.result()
+        call.result()
     with pytest.raises(ValueError):
-        send(method, b"too late", TIMEOUT_S)
+        start(method, "too late")
 
 
 def test_threads_get_their_own_answers(method) -> None:
-    def ask(thread: int) -> list[bool]:
-        return [
-            send(method, (message := b"%d-%d" % (thread, number)), TIMEOUT_S).result() == ("read", message)
-            for number in range(100)
-        ]
+    def ask(thread: int) -> bool:
+        names = [f"{thread}-{number}" for number in range(100)]
+        return [started(method, name).manifest_sha256 for name in names] == names
 
     with ThreadPoolExecutor(8) as pool:
-        assert all(all(right) for right in pool.map(ask, range(8)))
+        assert all(pool.map(ask, range(8)))
 
 
-def test_what_can_send_by_itself_does() -> None:
-    class Own:
-        def send(self, *asked: Any) -> Any:
-            return asked
-
-    assert send(Own(), b"message", 1.0) == (b"message", 1.0)
+def answering(behavior: Any) -> Any:
+    handler = grpc.method_handlers_generic_handler(PATH.split("/")[1], {"Lookup": behavior})
+    return grpc_server(lambda server: server.add_generic_rpc_handlers((handler,)))
 
 
-def test_all_this_with_the_poller_of_our_own_processes(request) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", __file__, f"--deselect={request.node.nodeid}"], env={**os.environ, **POLLER},
-        capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0 and "1 deselected" in done.stdout, done.stdout + done.stderr
+@both_ways
+def test_an_answer_that_cannot_be_read(ask) -> None:
+    raw = grpc.unary_unary_rpc_method_handler(lambda request, context: b"\xff\xff")
+    with answering(raw) as address, open_channel(address) as channel, pytest.raises(grpc.RpcError) as caught:
+        ask(UnaryMethod(channel, METHOD), "")
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+
+
+@pytest.mark.parametrize(("answers", "got"), [(0, "none"), (2, "more than one")])
+def test_a_started_call_takes_one_answer(answers, got) -> None:
+    stream = grpc.unary_stream_rpc_method_handler(lambda request, context: iter([b""] * answers))
+    with answering(stream) as address, open_channel(address) as channel:
+        method = UnaryMethod(channel, METHOD)
+        call = start(method, "")
+        with pytest.raises(RpcError, match=got) as caught:
+            call.result()
+        assert caught.value.code is Code.INTERNAL
+        del call, caught
+        gc.collect()
+        assert method.abandoned == 1  # there may be more to read
