@@ -1,13 +1,14 @@
 """Errors that cross the wire: a gRPC status, a code a program can act on, and a sentence for a person."""
 
 import logging
+import re
 from enum import Enum
 from typing import NoReturn
 
 import grpc
 import grpc.aio
 
-from online.printable import shortened
+from online.printable import one_line, printable, shortened
 from pipelines.contracts.errors import FacetError, IntegrityError, NotPrepared, Unavailable, VersionNotFound
 
 __all__ = ["Code", "RpcError", "abort", "as_rpc_error", "rpc_error_from", "rpc_error_of"]
@@ -106,10 +107,13 @@ def as_rpc_error(error: FacetError) -> RpcError:
 
 
 def rpc_error_from(error: grpc.RpcError, target: str) -> RpcError:
-    """The refusal a client sees: a server's own code where it sent one, else what the transport's status means."""
-    metadata = dict(error.trailing_metadata() or ())
-    status = error.code()
-    name = metadata.get(CODE_KEY)
+    """The refusal a client sees: a server's own code where it sent one, else what the transport's status means.
+
+    What a server sent is bounded and made printable. Versions that are none make the refusal INTERNAL: whatever
+    listens at `target` does not keep to the contract, so its code is not believed either.
+    """
+    metadata, status = dict(error.trailing_metadata() or ()), error.code()
+    name, details = metadata.get(CODE_KEY), error.details() or "no details"
     if name in Code.__members__:
         code = Code[name]
     elif status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):  # by a server that stops
@@ -117,21 +121,51 @@ def rpc_error_from(error: grpc.RpcError, target: str) -> RpcError:
     elif status is grpc.StatusCode.DEADLINE_EXCEEDED:
         code = Code.DEADLINE
     elif status is grpc.StatusCode.RESOURCE_EXHAUSTED:  # gRPC's own limits, which say no more than this
-        code = Code.BATCH_TOO_LARGE if "larger than max" in (error.details() or "") else Code.OVERLOADED
+        code = Code.BATCH_TOO_LARGE if "larger than max" in details else Code.OVERLOADED
     else:
         code = Code.INTERNAL
-    versions = tuple(int(text) for text in str(metadata.get(VERSIONS_KEY, "")).split(",") if text)
+    expected, got = "an answer", one_line(details)
+    try:
+        versions = _versions(metadata.get(VERSIONS_KEY, ""))
+    except ValueError:
+        code, versions = Code.INTERNAL, ()
+        expected = f"versions, separated by commas, as {VERSIONS_KEY} of its refusal"
+        got = f"{printable(str(metadata[VERSIONS_KEY]))} beside: {got}"
     return RpcError(
-        code, f"{target} did not answer ({status.name})", expected="an answer", got=error.details() or "no details",
+        code, f"{target} did not answer ({status.name})", expected=expected, got=got,
         remedy=_REMEDIES.get(code, "Correct the request."), versions=versions, status=status,
     )
 
 
+def _versions(text: str | bytes) -> tuple[int, ...]:
+    """The versions that a server named; raises `ValueError` if these are none."""
+    if not text:
+        return ()
+    if not isinstance(text, str) or not _VERSIONS.fullmatch(text):
+        raise ValueError
+    versions = tuple(map(int, text.split(",")))
+    if max(versions) > MAX_VERSION:
+        raise ValueError
+    return versions
+
+
+_VERSIONS = re.compile(r"[1-9][0-9]{0,18}(,[1-9][0-9]{0,18})*")  # [0-9]: \d and int() take digits of other scripts too
+MAX_VERSION = 2**63 - 1  # int64 of the messages
 _REMEDIES = {
+    Code.BATCH_TOO_LARGE: "Split it over several requests.",
+    Code.WRONG_SHARD: "Name every host with its own shard.",
     Code.OVERLOADED: "Ask another replica, or later.",
+    Code.NOT_AUTHENTICATED: "Give a token that the server knows.",
+    Code.NOT_ALLOWED: "Give a token of a role that may ask for this.",
     Code.LOOKUP_UNAVAILABLE: "Check that a server listens at that address.",
     Code.DEADLINE: "Check the server's load, or allow it more time.",
     Code.INTERNAL: "See the server's log.",
     Code.INTEGRITY: "Publish or materialize the version again.",
+    Code.VERSION_MISMATCH: "Let all hosts read the same published versions.",
     Code.VERSION_NOT_AVAILABLE: "Load one of the accepted versions there, or accept one that answers.",
+    Code.VERSION_NOT_PUBLISHED: "Publish and materialize the version there.",
+    Code.VERSION_NOT_LOADED: "Load the version there first.",
+    Code.LAST_VERSION: "Load another version there first.",
+    Code.STILL_ANSWERING: "Drain the version on every CPU host first.",
+    Code.IN_FLIGHT: "Ask again once its requests have been answered.",
 }

@@ -11,15 +11,21 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
-__all__ = ["Begin", "Send", "drive"]
+__all__ = ["Begin", "Clock", "Send", "Sleep", "drive"]
+
+Clock = Callable[[], float]
+"""Seconds, as `time.perf_counter`."""
+
+Sleep = Callable[[float], Any]
 
 Begin = Callable[[], float]
-"""Call once, when the request is ready to be sent: returns the `time.perf_counter()` that its latency counts from."""
+"""Call once, when the request is ready to be sent: returns the moment, by the drive's
+clock, that its latency counts from."""
 
 Send = Callable[[int, np.random.Generator, Begin], None]
 """Makes request `number` from the thread's random generator, calls `begin`, and sends it."""
@@ -38,11 +44,11 @@ class _Pace(Protocol):
 
 
 class _Closed:
-    def __init__(self, enough: Callable[[int, float], bool]) -> None:
-        self._enough, self._sent, self._began = enough, count(), time.perf_counter()
+    def __init__(self, enough: Callable[[int, float], bool], clock: Clock) -> None:
+        self._enough, self._sent, self._clock, self._began = enough, count(), clock, clock()
 
     def begin(self) -> float:
-        now = time.perf_counter()
+        now = self._clock()
         if self._enough(next(self._sent), now - self._began):
             raise _Ended
         return now
@@ -56,12 +62,13 @@ class _Poisson:
     """
 
     def __init__(
-        self, rate: float, seed: int, enough: Callable[[int, float], bool], ended: Callable[[], bool]
+        self, rate: float, seed: int, enough: Callable[[int, float], bool], ended: Callable[[], bool], clock: Clock,
+        sleep: Sleep,
     ) -> None:
         self._mean_gap_s, self._random = 1 / rate, np.random.default_rng([seed, 0xA7])
-        self._enough, self._ended = enough, ended
+        self._enough, self._ended, self._clock, self._sleep = enough, ended, clock, sleep
         self._turn, self._arrivals = threading.Lock(), 0
-        self._began = time.perf_counter()
+        self._began = clock()
         self._due_s = self._random.exponential(self._mean_gap_s)
 
     def begin(self) -> float:
@@ -69,8 +76,8 @@ class _Poisson:
             if self._enough(self._arrivals, self._due_s):
                 raise _Ended
             due = self._began + self._due_s
-            while (early_s := due - time.perf_counter()) > 0:
-                time.sleep(min(early_s, NAP_S))
+            while (early_s := due - self._clock()) > 0:
+                self._sleep(min(early_s, NAP_S))
                 if early_s > NAP_S and self._ended():
                     raise _Ended
             self._arrivals += 1
@@ -80,7 +87,8 @@ class _Poisson:
 
 def drive(
     send: Send, *, requests: int, seconds: float, concurrency: int, seed: int, rate: float | None = None,
-    until: Path | None = None, stop: threading.Event | None = None,
+    until: Path | None = None, stop: threading.Event | None = None, clock: Clock = time.perf_counter,
+    sleep: Sleep = time.sleep,
 ) -> float:
     """Send requests from `concurrency` threads until there were enough.
 
@@ -91,6 +99,7 @@ def drive(
             request when its last was answered.
         concurrency: also of an open loop; with too few threads requests are sent late.
         stop: set it to end the drive early.
+        clock, sleep: what arrivals are due by and wait by.
 
     Returns:
         Seconds it took.
@@ -103,7 +112,7 @@ def drive(
     def enough(sent: int, after_s: float) -> bool:
         return ended() or (sent >= requests and after_s >= seconds and (until is None or until.exists()))
 
-    pace: _Pace = _Closed(enough) if rate is None else _Poisson(rate, seed, enough, ended)
+    pace: _Pace = _Closed(enough, clock) if rate is None else _Poisson(rate, seed, enough, ended, clock, sleep)
 
     def work(thread: int) -> None:
         random = np.random.default_rng([seed, thread])
@@ -117,7 +126,7 @@ def drive(
             over.set()
             raise
 
-    began = time.perf_counter()
+    began = clock()
     progress = tqdm(total=requests, desc="requests", unit="req", disable=None)
     with progress as bar, ThreadPoolExecutor(concurrency, thread_name_prefix="load") as pool:
         threads = [pool.submit(work, number) for number in range(concurrency)]
@@ -126,4 +135,4 @@ def drive(
                 thread.result()
         finally:
             over.set()
-    return time.perf_counter() - began
+    return clock() - began

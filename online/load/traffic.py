@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from online.load.drive import Begin, drive
+from online.load.drive import Begin, Clock, drive
 from online.load.population import Population
 from online.load.recording import NOT_SENT, Failures, Growing, histogram, percentiles
 from online.lookup.client import LookupClient
@@ -38,7 +38,7 @@ _TIMES = {"since_s": (np.float32, ()), "lag_ms": (np.float32, ()), "latency_ms":
 
 
 class Answered(NamedTuple):
-    """An answer, and the `time.perf_counter()` at which its request was due and was sent."""
+    """An answer, and when its request was due and was sent."""
 
     answer: Any
     due: float
@@ -52,6 +52,7 @@ class Traffic:
         deadline_ms: an answer within it is good; what `goodput_per_s` counts. None: every answer is.
         rate: of an open loop, requests a second; None: a closed loop.
         columns: what else is recorded of an answer.
+        clock: what requests are due, sent and answered by.
 
     Attributes:
         answers: rows of `since_s` (after the start; of an open loop: when it was due), `lag_ms` (from then until it was
@@ -62,17 +63,17 @@ class Traffic:
 
     def __init__(
         self, *, deadline_ms: float | None = None, rate: float | None = None,
-        columns: dict[str, tuple[Any, tuple[int, ...]]] | None = None,
+        columns: dict[str, tuple[Any, tuple[int, ...]]] | None = None, clock: Clock = time.perf_counter,
     ) -> None:
         self._columns = {**_TIMES, **(columns or {})}
         self.answers, self.failures = Growing(self._columns), Failures()
-        self.deadline_ms, self.rate = deadline_ms, rate
+        self.deadline_ms, self.rate, self._clock = deadline_ms, rate, clock
         self.began, self.wall_s, self._start = "", 0.0, 0.0
 
     def start(self) -> None:
         """Now is second 0; forgets what was recorded before."""
         self.answers, self.failures = Growing(self._columns), Failures()
-        self.began, self._start = datetime.now(UTC).isoformat(timespec="milliseconds"), time.perf_counter()
+        self.began, self._start = datetime.now(UTC).isoformat(timespec="milliseconds"), self._clock()
 
     def ask(self, call: Callable[[], Any], begin: Begin, timeout_s: float) -> Answered | None:
         """Make a request's call when it is due; None: it failed, or was too late to be made, and was recorded as that.
@@ -82,7 +83,7 @@ class Traffic:
             timeout_s: until its client would give up.
         """
         due = begin()
-        sent = time.perf_counter()
+        sent = self._clock()
         if sent - due > timeout_s:
             self.fail(NOT_SENT, due, _LATE)
             return None
@@ -93,11 +94,11 @@ class Traffic:
             return None
 
     def fail(self, code: str, due: float, message: str) -> None:
-        """A request that was due at `time.perf_counter()` `due` was not answered."""
+        """A request that was due at `due` was not answered."""
         self.failures.append(code, due - self._start, message)
 
     def _times(self, due: float, sent: float) -> dict[str, float]:
-        now = time.perf_counter()
+        now = self._clock()
         return {"since_s": due - self._start, "lag_ms": (sent - due) * 1e3, "latency_ms": (now - due) * 1e3}
 
     def figures(self) -> dict[str, Any]:
@@ -156,13 +157,13 @@ class RankTraffic(Traffic):
 
     def __init__(
         self, *, candidates: int = 0, now_seconds: float = 0.0, deadline_ms: float | None = None,
-        rate: float | None = None,
+        rate: float | None = None, clock: Clock = time.perf_counter,
     ) -> None:
         columns = {
-            "user": (np.int64, ()), "candidates": (np.int64, (candidates,)), "name": (np.int16, ()),
+            "user": (np.int64, ()), "candidates": (np.int64, (candidates,)), "name": (np.int32, ()),
             "stages_ms": (np.float32, (len(STAGES),)),
         }
-        super().__init__(deadline_ms=deadline_ms, rate=rate, columns=columns)
+        super().__init__(deadline_ms=deadline_ms, rate=rate, columns=columns, clock=clock)
         self.candidates, self.now_seconds = candidates, now_seconds
         self._scores: Growing | None = None  # once it is known how many tasks there are
         self._tasks: tuple[str, ...] = ()
@@ -233,8 +234,11 @@ class RankTraffic(Traffic):
 class LookupTraffic(Traffic):
     """Answers of a CPU tier."""
 
-    def __init__(self, *, batch: int = 0, deadline_ms: float | None = None, rate: float | None = None) -> None:
-        super().__init__(deadline_ms=deadline_ms, rate=rate, columns={"found": (np.int32, ())})
+    def __init__(
+        self, *, batch: int = 0, deadline_ms: float | None = None, rate: float | None = None,
+        clock: Clock = time.perf_counter,
+    ) -> None:
+        super().__init__(deadline_ms=deadline_ms, rate=rate, columns={"found": (np.int32, ())}, clock=clock)
         self.batch = batch
 
     def record(self, found: np.ndarray, *, due: float, sent: float) -> None:

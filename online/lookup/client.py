@@ -5,17 +5,19 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import grpc
 import numpy as np
 
 from online.lookup.row_source import ALL, Only, VersionRows
 from online.lookup.shards import cut, targets_by_shard
-from online.lookup.wire import LOOKUP, read_answer, request_bytes
-from online.printable import printable
-from online.rpc.replicas import Asking, Replicas, RetryPolicy
+from online.printable import printable, shortened
+from online.proto import lookup_pb2
+from online.rpc.replicas import Replicas
+from online.rpc.retry import RetryingCall, RetryPolicy, checked_timeout_s
+from online.rpc.unary import UnaryMethod
 from online.rpc_error import Code, RpcError
 
 if TYPE_CHECKING:
@@ -25,9 +27,10 @@ __all__ = ["LookupClient", "PendingLookup"]
 
 logger = logging.getLogger(__name__)
 
-_AGAIN = frozenset({Code.LOOKUP_UNAVAILABLE, Code.DEADLINE, Code.OVERLOADED, Code.VERSION_NOT_AVAILABLE})
-_ONCE = frozenset({Code.DEADLINE, Code.VERSION_NOT_AVAILABLE})
-_ID, _FLAG = np.dtype("<i8"), np.dtype(np.bool_)
+_RETRYABLE = frozenset({Code.LOOKUP_UNAVAILABLE, Code.DEADLINE, Code.OVERLOADED, Code.VERSION_NOT_AVAILABLE})
+_ONCE_PER_REPLICA = frozenset({Code.DEADLINE, Code.VERSION_NOT_AVAILABLE})
+_METHOD = lookup_pb2.DESCRIPTOR.services_by_name["Lookup"].methods_by_name["Lookup"]
+_SHA256_CHARACTERS = 64
 
 Answers = dict[tuple[int, str], dict[int, VersionRows]]
 """Rows by the version they name, number and hash of the manifest, and by the shard that answered them."""
@@ -56,25 +59,27 @@ class LookupClient:
 
     Args:
         targets: `host:port`, each with all rows, or `index/count=host:port`; several of the same part are replicas.
-        timeout_s: for a request, attempts included.
-        attempts: how often one question is sent to the replicas of a shard.
+        timeout_s: for a request, attempts included; at most the 60 s that servers allow.
+        attempts: how often one request is sent to the replicas of a shard at most.
         connections: to every host; more than one where several workers share its port.
 
     Raises:
-        InvalidConfig: the targets do not make one whole tier.
+        InvalidConfig: the targets do not make one whole tier, or a number is out of its range.
     """
 
     def __init__(
         self, targets: Sequence[str], *, timeout_s: float = 2.0, attempts: int = 4,
         security: "ClientSecurity | None" = None, connections: int = 1,
     ) -> None:
+        self._timeout_s = checked_timeout_s(timeout_s)
+        self._retry_policy = RetryPolicy(attempts, _RETRYABLE, _ONCE_PER_REPLICA)
         self._shards = [
             Replicas(
-                addresses, _lookup_method, security=security, connections=connections, asks_again=attempts > 1
+                addresses, partial(UnaryMethod, method=_METHOD), security=security, connections=connections,
+                retries=attempts > 1,
             )
             for addresses in targets_by_shard(targets)
         ]
-        self._timeout_s, self._retry_policy = timeout_s, RetryPolicy(attempts, _AGAIN, _ONCE)
         self._name, self._number = os.urandom(8).hex(), count()
         cut(np.zeros(1, np.int64), len(self._shards))  # loads what is compiled now, so that no request waits for it
 
@@ -92,7 +97,7 @@ class LookupClient:
         """
         pending = self._pending(accepted, ids, only, request_id, timeout_s)
         for part in pending.parts:
-            part.send()
+            part.start()
         return pending
 
     def lookup(
@@ -109,7 +114,7 @@ class LookupClient:
         """
         pending = self._pending(accepted, ids, only, request_id, timeout_s)
         for part in pending.parts[1:]:
-            part.send()
+            part.start()
         return pending.result()
 
     def close(self) -> None:
@@ -126,7 +131,7 @@ class LookupClient:
 
 
 class PendingLookup:
-    """A lookup, as one part for each shard that has some of its ids. One that nobody waits for is cancelled.
+    """A lookup, as one part for each shard that has some of its ids.
 
     Attributes:
         parts: at least one.
@@ -134,11 +139,11 @@ class PendingLookup:
 
     def __init__(
         self, shards: Sequence[Replicas], accepted: Sequence[int], ids: Mapping[str, np.ndarray], only: Only,
-        request_id: str, patience: RetryPolicy, deadline: float,
+        request_id: str, policy: RetryPolicy, deadline: float,
     ) -> None:
         self._accepted, self._request_id = accepted, request_id
         if len(shards) == 1:
-            self.parts = [_Part(None, shards[0], request_id, accepted, ids, only, patience, deadline)]
+            self.parts = [_Part(None, shards[0], request_id, accepted, ids, only, policy, deadline)]
             return
         self._cuts = {name: cut(values, len(shards)) for name, values in ids.items()}
         of_shards: list[dict[str, np.ndarray]] = [{} for _ in shards]
@@ -155,7 +160,7 @@ class PendingLookup:
             if tables or (not ids and not number):
                 part = number, len(shards)
                 self.parts.append(
-                    _Part(part, shards[number], request_id, accepted, tables, only, patience, deadline)
+                    _Part(part, shards[number], request_id, accepted, tables, only, policy, deadline)
                 )
 
     def result(self) -> VersionRows:
@@ -181,12 +186,13 @@ class PendingLookup:
             settled = max((of for named, of in answers.items() if named[0] == version), key=len, default={})
             outvoted = [part for part in self.parts if part.number not in settled]
             logger.info(
-                "lookup %s: shards answered %s; asking for %d", printable(self._request_id), list(answers), version
+                "lookup %s: shards answered %s; asking for %d", printable(self._request_id),
+                [(named, sha[:12]) for named, sha in answers], version,
             )
             for part in outvoted:
                 part.accept_only(version)
             for part in outvoted[1:]:
-                part.send()
+                part.start()
             try:
                 self._gather(outvoted, answers)
             except RpcError as refusal:
@@ -196,13 +202,8 @@ class PendingLookup:
     @staticmethod
     def _gather(parts: Sequence["_Part"], answers: Answers) -> None:
         """Wait for all of `parts`, or for the first refusal among them, which is raised."""
-        for number, part in enumerate(parts):
-            try:
-                rows = part.rows()
-            except RpcError:
-                for other in parts[number + 1 :]:
-                    other.cancel()
-                raise
+        for part in parts:
+            rows = part.rows()
             answers.setdefault((rows.version, rows.manifest_sha256), {})[part.number] = rows
 
     def _elect(self, answers: Answers, elected: set[int]) -> int:
@@ -216,12 +217,12 @@ class PendingLookup:
         versions = sorted({version for version, _ in answers})
         if len(versions) < len(answers):
             raise RpcError(
-                Code.VERSION_MISMATCH, f"shards differ in what they answer to lookup {self._request_id}",
+                Code.VERSION_MISMATCH, f"shards differ in what they answer to lookup {printable(self._request_id)}",
                 expected="one manifest for each version", got=f"{[(v, sha[:12]) for v, sha in answers]}",
                 remedy="Let all hosts read the same published versions.",
             )
         raise RpcError(
-            Code.VERSION_NOT_AVAILABLE, f"no version is answered by all shards of lookup {self._request_id}",
+            Code.VERSION_NOT_AVAILABLE, f"no version is answered by all shards of lookup {printable(self._request_id)}",
             expected=f"one of {sorted(votes)} on every shard", got=f"{versions} on some",
             remedy="Load one of the accepted versions on every shard.", versions=tuple(versions),
         )
@@ -248,7 +249,7 @@ class PendingLookup:
         return VersionRows(some.version, some.manifest_sha256, rows, found)
 
 
-class _Part(Asking):
+class _Part(RetryingCall):
     """What one shard is asked, and the rows it answers.
 
     Args:
@@ -259,57 +260,65 @@ class _Part(Asking):
 
     def __init__(
         self, shard: tuple[int, int] | None, replicas: Replicas, request_id: str, accepted: Sequence[int],
-        ids: Mapping[str, np.ndarray], only: Only, patience: RetryPolicy, deadline: float,
+        ids: Mapping[str, np.ndarray], only: Only, policy: RetryPolicy, deadline: float,
     ) -> None:
         self._shard, self._accepted, self._ids, self._only = shard, accepted, ids, only
-        super().__init__(replicas, self._request(request_id), request_id, patience, deadline)
+        super().__init__(replicas, self._request(request_id), request_id, policy, deadline)
 
     @property
     def number(self) -> int:
         """Of the shard."""
         return self._shard[0] if self._shard else 0
 
-    def _request(self, request_id: str) -> bytes:
-        tables = [
-            (name, np.ascontiguousarray(ids, _ID), self._only.get(name, ())) for name, ids in self._ids.items()
-        ]
-        return request_bytes(request_id, self._accepted, tables, self._shard)
+    def _request(self, request_id: str) -> lookup_pb2.LookupRequest:
+        return lookup_pb2.LookupRequest(
+            request_id=request_id, accepted_versions=self._accepted,
+            tables=[
+                lookup_pb2.TableIds(
+                    name=name, ids=np.asarray(ids, "<i8").tobytes(), versions=self._only.get(name, ())
+                )
+                for name, ids in self._ids.items()
+            ],
+            shard=self._shard and lookup_pb2.Shard(index=self._shard[0], count=self._shard[1]),
+        )
 
     def accept_only(self, version: int) -> None:
         """Be ready to ask anew, for this version."""
         self._accepted = (version,)
         self.request = self._request(self.request_id)
-        self.start_over()
+        self.reset()
 
     def rows(self) -> VersionRows:
-        """Wait for what was sent, or ask and wait in this thread; raises `RpcError`."""
+        """Wait for what was started, or ask now. Raises `RpcError`."""
         answer = self.result()
-        rows, found = {}, {}
-        version, tables, asked = answer.version, answer.tables, self._ids
+        version, manifest, asked = answer.version, answer.manifest_sha256, self._ids
         if self._only:
             asked = {name: ids for name, ids in asked.items() if version in self._only.get(name, (version,))}
-        fits = version in self._accepted and len(tables) == len(asked)
-        for (name, ids), (answered, row_bytes, packed, mask) in zip(asked.items(), tables, strict=False):
-            size = len(ids)
+        fits = version in self._accepted and len(manifest) <= _SHA256_CHARACTERS and len(answer.tables) == len(asked)
+        rows, found = {}, {}
+        for (name, ids), table in zip(asked.items(), answer.tables, strict=False):
+            size, row_bytes, packed, mask = len(ids), table.row_bytes, table.rows, table.found
             fits = (
-                fits and answered == name and len(mask) == size and row_bytes > 0
-                and packed.size == size * row_bytes and not mask.translate(None, b"\0\1")
+                fits and table.name == name and len(mask) == size and row_bytes > 0
+                and len(packed) == size * row_bytes and not mask.translate(None, b"\0\1")
             )
-            if fits:
-                rows[name] = packed.reshape(size, row_bytes)
-                found[name] = np.frombuffer(mask, _FLAG)
+            if not fits:
+                break
+            rows[name] = np.frombuffer(packed, np.uint8).reshape(size, row_bytes)
+            found[name] = np.frombuffer(mask, np.bool_)
         if not fits:
-            got = [(name, len(mask), row_bytes, packed.size) for name, row_bytes, packed, mask in tables]
-            sizes = {name: len(ids) for name, ids in asked.items()}
-            raise RpcError(
-                Code.VERSION_MISMATCH, f"answer of {self.target} to lookup {self.request_id}",
-                expected=f"a version of {list(self._accepted)}, and of {sizes} as many rows",
-                got=f"version {version}, and (table, rows, bytes of a row, of all) {got}",
-                remedy="Check what listens at that address.",
-            )
-        return VersionRows(version, answer.manifest_sha256, rows, found)
+            raise self._misfit(answer, {name: len(ids) for name, ids in asked.items()})
+        return VersionRows(version, manifest, rows, found)
 
-
-def _lookup_method(channel: grpc.Channel) -> Any:
-    return channel.unary_unary(f"/{LOOKUP}/Lookup", response_deserializer=read_answer)
-
+    def _misfit(self, answer: lookup_pb2.LookupResponse, asked: dict[str, int]) -> RpcError:
+        got = [
+            (printable(table.name), len(table.found), table.row_bytes, len(table.rows))
+            for table in answer.tables[: len(asked) + 1]
+        ]
+        return RpcError(
+            Code.VERSION_MISMATCH, f"answer of {self.target} to lookup {printable(self.request_id)}",
+            expected=f"a version of {list(self._accepted)}, and rows of all tables in order: {shortened(str(asked))}",
+            got=f"version {answer.version} of manifest {printable(answer.manifest_sha256)}, {len(answer.tables)} tables"
+            f": (name, found, bytes of a row, of all) {shortened(str(got))}",
+            remedy="Check what listens at that address.",
+        )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from online.lookup.row_source import VersionRows
+from online.rpc_error import Code, RpcError
 from pipelines.contracts.context import ContextFeature, context_matrix
 from pipelines.contracts.errors import IntegrityError
 from pipelines.contracts.manifest import Manifest
@@ -38,7 +39,15 @@ def dequantize(packed: np.ndarray, spec: TableSpec, *, device: str) -> Tensor:
 
     Returns:
         float32 (B, D).
+
+    Raises:
+        RpcError: VERSION_MISMATCH, the rows are not as wide as those of the table.
     """
+    if packed.shape[1] != spec.row_bytes:
+        raise RpcError(
+            Code.VERSION_MISMATCH, f"rows of {spec.name}", expected=f"{spec.row_bytes} bytes each, as in the manifest",
+            got=f"{packed.shape[1]}", remedy="Check what answers as the CPU tier.",
+        )
     values = _DEQUANTIZE[spec.quantization](_on_device(packed, device))
     return values if values.shape[1] == spec.dim else values[:, : spec.dim]
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from online.proto import admin_pb2, admin_pb2_grpc
+from online.rollout.admin_answer import checked
 from online.rollout.fleet_status import CpuHost, FleetStatus
 from online.rollout.plan import Step
 from online.rpc.channel import open_channel
@@ -97,6 +98,8 @@ class Fleet:
 
 def _answer(future: grpc.Future, host: str):
     try:
-        return future.result()
+        return checked(future.result(), host)
     except grpc.RpcError as error:
         return rpc_error_from(error, host)
+    except RpcError as refusal:
+        return refusal

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc
+from grpc.experimental import ChannelOptions
 
-from online.rpc.sent_call import Pending, send
 from online.security.credentials import ClientSecurity, is_loopback
 from pipelines.contracts.errors import InvalidConfig
 
@@ -19,19 +19,25 @@ CHANNEL_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # A call that waits long, such as for a version to load, ends when its host is gone. Not more often than
+    # `online.rpc.limits` allows, and only while a call is under way.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    # What `online.rpc.unary` starts is read by the thread that waits for it.
+    (ChannelOptions.SingleThreadedUnaryStream, 1),
 ]
 
 
 def open_channel(
     target: str, security: ClientSecurity | None = None, *, own_connection: bool = False,
-    sent_again_by_grpc: bool = True,
+    grpc_retries: bool = True,
 ) -> grpc.Channel:
     """A channel to `host:port`; nothing is connected before the first call.
 
     Args:
         own_connection: shares its connection with no other channel to the same address.
-        sent_again_by_grpc: a call that meets a connection's end (by idleness, say) and was not begun. Leave it to gRPC
-            unless the caller asks again by itself: it costs every call some microseconds.
+        grpc_retries: whether gRPC itself sends a call again that met the end of a connection (by idleness, say) and
+            was not begun. Leave it on unless the caller retries: it costs every call some microseconds.
 
     Raises:
         InvalidConfig: no such address, or a token would be sent to another machine for everybody to read.
@@ -44,7 +50,7 @@ def open_channel(
     options = [
         *CHANNEL_OPTIONS,
         ("grpc.use_local_subchannel_pool", int(own_connection)),
-        ("grpc.enable_retries", int(sent_again_by_grpc)),
+        ("grpc.enable_retries", int(grpc_retries)),
     ]
     if security is None:
         return grpc.insecure_channel(target, options=options)
@@ -111,10 +117,6 @@ class _WithTokenCall:
 
     def future(self, request, timeout=None, metadata=None, **options) -> Any:
         return self._call.future(request, timeout=timeout, metadata=self._with_token(metadata), **options)
-
-    def send(self, request, timeout) -> Pending:
-        """As `online.rpc.sent_call.send`."""
-        return send(self._call, request, timeout, self._with_token(None))
 
     def with_call(self, request, timeout=None, metadata=None, **options) -> Any:
         return self._call.with_call(request, timeout=timeout, metadata=self._with_token(metadata), **options)

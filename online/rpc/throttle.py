@@ -1,4 +1,4 @@
-"""A client's throttle: most of what a server in overload would refuse is not even sent to it."""
+"""A client's throttle: it rejects most of what a server in overload would refuse, before it is sent."""
 
 import math
 import random
@@ -8,26 +8,26 @@ from collections.abc import Callable
 
 __all__ = ["Throttle"]
 
-SPARE = 1.25
-"""What is sent, as a multiple of what is taken: a server that has room again is noticed by what is sent beyond."""
-WINDOW_S = 0.5  # for which requests count; older ones fade
-FEW = 5.0  # requests within it say little: so many are always sent
+ACCEPTS_MULTIPLIER = 1.25
+"""Requests that are sent for each one accepted: what is sent beyond shows that a server has room again."""
+WINDOW_S = 0.5  # time constant by which counts decay
+MIN_REQUESTS = 5.0  # within the window: so many are always sent, as they say little
 
 
 class Throttle:
-    """Whether a request is sent to a server that has refused others for overload.
+    """Adaptive throttling of the requests to one server: Beyer et al., Site Reliability Engineering (2016), chapter 21.
 
-    A refusal costs a server time that it could answer in. So a client holds requests back, each with the probability
+    A refusal costs a server time in which it could answer. So a client rejects requests by itself, each with the
+    probability
 
-        max(0, (requests - SPARE * taken - FEW) / requests)
+        max(0, (requests - ACCEPTS_MULTIPLIER * accepts - MIN_REQUESTS) / requests)
 
-    of what it was asked to send and what the server took, over the last moments: "adaptive throttling", Beyer et al.,
-    Site Reliability Engineering (2016), chapter 21, with counts that fade in place of a window, and with `FEW`, so that
-    who asks now and then is not held back by what was. While a server refuses nothing, nothing is counted. Safe to use
-    from several threads.
+    of the recent requests and of those that the server accepted. Unlike there, counts decay instead of leaving a
+    window, and `MIN_REQUESTS` lets a client that sends little send everything. Nothing is counted until the server
+    refuses a request for overload. Safe to use from several threads.
 
     >>> throttle = Throttle()
-    >>> any(throttle.holds_back() for _ in range(1000))
+    >>> any(throttle.rejects() for _ in range(1000))
     False
 
     Args:
@@ -40,34 +40,34 @@ class Throttle:
     ) -> None:
         self._clock, self._draw = clock, draw
         self._counting = threading.Lock()
-        self._watching = False  # since a refusal, until what was counted has faded
-        self._requests = self._taken = self._at = 0.0
+        self._active = False  # from a refusal until the counts have decayed
+        self._requests = self._accepts = self._at = 0.0
 
-    def holds_back(self) -> bool:
-        """Whether the next request is not to be sent; it counts as one that was to be."""
-        if not self._watching:
+    def rejects(self) -> bool:
+        """Count a request; whether it is not to be sent."""
+        if not self._active:
             return False
         with self._counting:
-            self._fade()
-            self._watching = self._requests > 0.01
+            self._decay()
+            self._active = self._requests > 0.01
             self._requests += 1
-            probability = (self._requests - SPARE * self._taken - FEW) / self._requests
+            probability = (self._requests - ACCEPTS_MULTIPLIER * self._accepts - MIN_REQUESTS) / self._requests
         return self._draw() < probability
 
-    def taken(self) -> None:
+    def accepted(self) -> None:
         """The server worked on a request."""
-        if self._watching:
+        if self._active:
             with self._counting:
-                self._fade()
-                self._taken += 1
+                self._decay()
+                self._accepts += 1
 
-    def refused(self) -> None:
-        """The server was at its limit."""
-        if not self._watching:
+    def overloaded(self) -> None:
+        """The server refused a request for overload."""
+        if not self._active:
             with self._counting:
-                self._requests, self._taken, self._at, self._watching = 1.0, 0.0, self._clock(), True
+                self._requests, self._accepts, self._at, self._active = 1.0, 0.0, self._clock(), True
 
-    def _fade(self) -> None:
+    def _decay(self) -> None:
         now = self._clock()
         left = math.exp((self._at - now) / WINDOW_S)
-        self._requests, self._taken, self._at = self._requests * left, self._taken * left, now
+        self._requests, self._accepts, self._at = self._requests * left, self._accepts * left, now

@@ -8,6 +8,7 @@ from online.rpc.channel import open_channel
 from online.rpc.server import Endpoint
 from online.rpc_error import Code, RpcError, rpc_error_from
 from pipelines.contracts.errors import FacetError, IntegrityError, VersionNotFound
+from tests.grpc_server import grpc_server
 
 WORDS = {"expected": "this", "got": "that", "remedy": "Do it."}
 
@@ -27,12 +28,16 @@ def failing():
 
     def fail(error: Exception) -> RpcError:
         raised.append(error)
-        with open_channel(f"127.0.0.1:{endpoint.port}") as channel, pytest.raises(grpc.RpcError) as caught:
-            lookup_pb2_grpc.LookupStub(channel).Lookup(lookup_pb2.LookupRequest(request_id="r1"), timeout=5)
-        return rpc_error_from(caught.value, "the server")
+        return refusal_of(f"127.0.0.1:{endpoint.port}")
 
     yield fail
     endpoint.stop().wait()
+
+
+def refusal_of(address: str) -> RpcError:
+    with open_channel(address) as channel, pytest.raises(grpc.RpcError) as caught:
+        lookup_pb2_grpc.LookupStub(channel).Lookup(lookup_pb2.LookupRequest(request_id="r1"), timeout=30)
+    return rpc_error_from(caught.value, "the server")
 
 
 @pytest.mark.parametrize("code", Code)
@@ -60,3 +65,105 @@ def test_a_defect_is_internal_and_names_only_the_request(failing, caplog) -> Non
     refusal = failing(ZeroDivisionError("secret"))
     assert refusal.code is Code.INTERNAL and "r1" in str(refusal) and "secret" not in str(refusal)
     assert "secret" in caplog.text  # the server's own log has it
+
+
+@pytest.fixture(scope="module")
+def refusing():
+    """Call with trailing metadata and more: the refusal a client sees."""
+    said: list[tuple[grpc.StatusCode, str, tuple]] = []
+
+    class Refusing(lookup_pb2_grpc.LookupServicer):
+        def Lookup(self, request, context):
+            status, details, metadata = said.pop()
+            context.set_trailing_metadata(metadata)
+            context.abort(status, details)
+
+    with grpc_server(lambda server: lookup_pb2_grpc.add_LookupServicer_to_server(Refusing(), server)) as address:
+
+        def refuse(*metadata, status=grpc.StatusCode.FAILED_PRECONDITION, details="no") -> RpcError:
+            said.append((status, details, metadata))
+            return refusal_of(address)
+
+        yield refuse
+
+
+KNOWN = ("facet-error", "VERSION_NOT_AVAILABLE")
+
+
+@pytest.mark.parametrize(
+    "versions",
+    [
+        "1,x", "1,", ",1", ",", "-1", "0", "01", "1 2", "1, 2", "+1", "1_0", "1e3", "9" * 5000, str(2**63),
+        ",".join(["1"] * 2000) + ",", "0x1",
+    ],
+    ids=lambda versions: versions[:12],
+)
+def test_versions_that_are_none_are_a_typed_error(refusing, versions) -> None:
+    refusal = refusing(KNOWN, ("facet-versions", versions))
+    assert (refusal.code, refusal.versions) == (Code.INTERNAL, ())
+    assert refusal.status is grpc.StatusCode.FAILED_PRECONDITION and "facet-versions" in str(refusal)
+    assert repr(versions[:64])[1:-1] in str(refusal) and "beside: no" in str(refusal) and len(str(refusal)) < 500
+
+
+class Said(grpc.RpcError):
+    """What gRPC's own server does not send."""
+
+    def __init__(self, *metadata: tuple[str, str | bytes]) -> None:
+        self.metadata = metadata
+
+    def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.FAILED_PRECONDITION
+
+    def details(self) -> str:
+        return "no"
+
+    def trailing_metadata(self) -> tuple:
+        return self.metadata
+
+
+@pytest.mark.parametrize("versions", ["\u0661", "\xff", b"1", b"\xff", "9" * 10**6, "1\n"])
+def test_versions_of_no_header_are_a_typed_error(versions) -> None:
+    refusal = rpc_error_from(Said(KNOWN, ("facet-versions", versions)), "the server")
+    assert (refusal.code, refusal.versions) == (Code.INTERNAL, ()) and len(str(refusal)) < 500
+    assert str(refusal).isprintable()
+
+
+def test_the_largest_versions_are_read(refusing) -> None:
+    assert refusing(KNOWN, ("facet-versions", f"1,{2**63 - 1}")).versions == (1, 2**63 - 1)
+    assert refusing(KNOWN, ("facet-versions", "")).versions == refusing(KNOWN).versions == ()
+
+
+@pytest.mark.parametrize("name", ["NOT_A_CODE", "", "OVERLOADED,DEADLINE", "__class__", "x" * 5000])
+def test_a_code_that_is_unknown_is_what_its_status_means(refusing, name) -> None:
+    assert refusing(("facet-error", name)).code is Code.INTERNAL
+    assert refusing(("facet-error", name), status=grpc.StatusCode.UNAVAILABLE).code is Code.LOOKUP_UNAVAILABLE
+    assert rpc_error_from(Said(("facet-error", name.encode())), "the server").code is Code.INTERNAL
+
+
+@pytest.mark.parametrize(
+    ("status", "details", "code"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, "", Code.LOOKUP_UNAVAILABLE),
+        (grpc.StatusCode.CANCELLED, "", Code.LOOKUP_UNAVAILABLE),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, "", Code.DEADLINE),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "", Code.OVERLOADED),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "Received message larger than max", Code.BATCH_TOO_LARGE),
+        (grpc.StatusCode.UNIMPLEMENTED, "", Code.INTERNAL),
+    ],
+)
+def test_without_a_code_the_status_says_why(refusing, status, details, code) -> None:
+    refusal = refusing(status=status, details=details)
+    assert (refusal.code, refusal.status) == (code, status)
+
+
+def test_what_a_server_says_is_one_line_and_bounded(refusing) -> None:
+    refusal = refusing(details="a\nb\x1b[2J größe" + "x" * 3000)
+    assert "a\\nb\\x1b[2J größe" in str(refusal) and str(refusal).isprintable() and len(str(refusal)) < 1700
+
+
+def test_only_what_is_wrong_with_a_request_is_to_be_corrected_there(refusing) -> None:
+    remedies = {code: refusing(("facet-error", code.name)).remedy for code in Code}
+    assert {code for code, remedy in remedies.items() if remedy == "Correct the request."} == {
+        Code.TABLE_UNKNOWN, Code.NO_ACCEPTED_VERSIONS, Code.NO_TABLES, Code.MALFORMED_REQUEST, Code.MALFORMED_IDS,
+        Code.INVALID_TIME, Code.INVALID_SHARE,
+    }  # fmt: skip

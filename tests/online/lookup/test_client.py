@@ -2,25 +2,23 @@
 
 import socket
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
 from online.lookup.client import LookupClient
 from online.lookup.hosted import HostedVersions
-from online.lookup.service import LookupService
 from online.lookup.shards import Shard, shard_of
-from online.lookup.wire import Request
-from online.proto.lookup_pb2 import LookupResponse, TableRows
-from online.rpc.admission import Admission
-from online.rpc.channel import open_channel
-from online.rpc.server import Endpoint
-from online.rpc_error import Code, RpcError
+from online.proto import lookup_pb2_grpc
+from online.proto.lookup_pb2 import LookupRequest, LookupResponse, TableRows
+from online.rpc_error import Code, RpcError, abort
 from pipelines.contracts.errors import InvalidConfig
+from tests.grpc_server import grpc_server
 from tests.online.row_source_cases import RowSourceCases
 from tests.releases import FeastRepository, published_rows
 from tests.waiting import until
@@ -63,9 +61,9 @@ def client_of():
 def sharded(workspace_with_versions, host_cpu_tier):
     """Call with the versions of each host, the preferred one first, and how they answer: hosts of a tier of shards."""
 
-    def host(*versions: tuple[int, ...], serve: Callable[..., LookupService] = LookupService) -> list[Any]:
+    def host(*versions: tuple[int, ...]) -> list[Any]:
         return [
-            host_cpu_tier(workspace_with_versions.workspace, of, shard=Shard(index, len(versions)), serve=serve)
+            host_cpu_tier(workspace_with_versions.workspace, of, shard=Shard(index, len(versions)))
             for index, of in enumerate(versions)
         ]
 
@@ -81,9 +79,50 @@ def answered(tier: Any) -> int:
 
 
 def closed_port() -> str:
-    endpoint = Endpoint("gone", "127.0.0.1", 0, 1)
-    endpoint.stop().wait()
-    return f"127.0.0.1:{endpoint.port}"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+class Host(lookup_pb2_grpc.LookupServicer):
+    """Answers each id by one byte, as an altered answer where `alter` says so.
+
+    Args:
+        refuses: with this code, always.
+    """
+
+    def __init__(self, *, refuses: Code | None = None, alter: Callable[[LookupResponse], Any] = lambda _: None) -> None:
+        self.refuses, self.alter = refuses, alter
+        self.names: list[str] = []
+        self.peers: set[str] = set()
+        self.shards: list[tuple[int, int]] = []
+
+    def Lookup(self, request: LookupRequest, context: grpc.ServicerContext) -> LookupResponse:
+        self.names.append(request.request_id)
+        self.peers.add(context.peer())
+        self.shards.append((request.shard.index, request.shard.count))
+        if self.refuses:
+            refusal = RpcError(self.refuses, "no", expected="-", got="-", remedy="-", versions=(2,))
+            abort(context, refusal)
+        sizes = {table.name: len(table.ids) // 8 for table in request.tables}
+        answer = LookupResponse(
+            version=request.accepted_versions[0], manifest_sha256="ab" * 32,
+            tables=[TableRows(name=n, row_bytes=1, rows=b"r" * size, found=b"\1" * size) for n, size in sizes.items()],
+        )
+        self.alter(answer)
+        return answer
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Host], str]]:
+    """Call with a host: its address."""
+    with ExitStack() as stack:
+
+        def start(host: Host) -> str:
+            return stack.enter_context(
+                grpc_server(lambda server: lookup_pb2_grpc.add_LookupServicer_to_server(host, server))
+            )
+
+        yield start
 
 
 def refused(client: LookupClient, accepted: list[int], ids: Any = IDS) -> RpcError:
@@ -119,85 +158,56 @@ class TestReplicas:
             second.endpoint.stop().wait()  # now there is none
             again = host_cpu_tier(workspace, port=first.endpoint.port)
             before = answered(again)
-            while answered(again) < before + 5:
-                time.sleep(0.01)
+            until(lambda: answered(again) >= before + 5)
             going.clear()
             assert all(future.result() for future in asking)
 
-    def test_with_none_it_gives_up_within_the_deadline(self, client_of) -> None:
-        for attempts in (4, 1000):
-            client = client_of(closed_port(), timeout_s=0.3, attempts=attempts)
-            began = time.monotonic()
-            assert refused(client, [1]).code in (Code.LOOKUP_UNAVAILABLE, Code.DEADLINE)
-            assert time.monotonic() - began < 10
+    def test_with_none_there_is_no_answer(self, client_of) -> None:
+        for attempts in (1, 4):
+            assert refused(client_of(closed_port(), attempts=attempts), [1]).code is Code.LOOKUP_UNAVAILABLE
 
-    def test_one_that_hangs_leaves_time_to_ask_another(
-        self, workspace_with_versions, host_cpu_tier, client_of
-    ) -> None:
-        tier = host_cpu_tier(workspace_with_versions.workspace, (1,))
-        with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and never says anything
-            hanging = f"127.0.0.1:{silent.getsockname()[1]}"
-            client = client_of(hanging, tier.address, timeout_s=4.0)
-            assert [client.lookup([1], IDS).version for _ in range(4)] == [1] * 4
-            assert [client.start([1], IDS).result().version for _ in range(4)] == [1] * 4
-            assert refused(client_of(hanging, timeout_s=0.3), [1]).code in (Code.LOOKUP_UNAVAILABLE, Code.DEADLINE)
+    def test_an_overloaded_one_is_passed_over(self, serve, client_of) -> None:
+        hosts = Host(refuses=Code.OVERLOADED), Host()
+        client = client_of(*map(serve, hosts), attempts=6)
+        assert [client.lookup([1], IDS).version for _ in range(4)] == [1] * 4
+        assert [client.start([1], IDS).result().version for _ in range(4)] == [1] * 4
+        hosts[1].refuses = Code.OVERLOADED
+        assert refused(client, [1]).code is Code.OVERLOADED
 
-    def test_an_overloaded_one_is_passed_over(self, workspace_with_versions, host_cpu_tier, client_of) -> None:
-        admissions = Admission(slots=1), Admission(slots=1)
-        tiers = [
-            host_cpu_tier(workspace_with_versions.workspace, admission=admission, threads=1) for admission in admissions
-        ]
-        client = client_of(*(tier.address for tier in tiers), attempts=6)
-        waiting = []
-
-        def fill(number: int) -> None:
-            waiting.append(client_of(tiers[number].address, timeout_s=60).start([1], IDS))
-            until(lambda: admissions[number].waiting == 1)
-
-        with admissions[0].admit():
-            fill(0)
-            assert [client.lookup([1], IDS).version for _ in range(4)] == [1] * 4
-            with admissions[1].admit():
-                fill(1)
-                assert refused(client, [1]).code is Code.OVERLOADED
-        assert [pending.result().version for pending in waiting] == [1, 1]
-        assert [answered(tier) for tier in tiers] == [1, 5]
-
-    def test_one_without_the_version_is_asked_once(self, workspace_with_versions, host_cpu_tier, client_of) -> None:
-        asked = []
-
-        class Counting(LookupService):
-            def Lookup(self, request: Request, context: Any) -> bytes:
-                asked.append(request.request_id)
-                return super().Lookup(request, context)
-
-        workspace = workspace_with_versions.workspace
-        tiers = [host_cpu_tier(workspace, versions, serve=Counting) for versions in ((1,), (2,))]
-        client = client_of(*(tier.address for tier in tiers), attempts=50)
-        assert [client.lookup([version], IDS).version for version in (1, 2, 2, 1)] == [1, 2, 2, 1]
-        asked.clear()
+    def test_one_without_the_version_is_asked_once(self, serve, client_of) -> None:
+        hosts = [Host(refuses=Code.VERSION_NOT_AVAILABLE) for _ in range(2)]
+        client = client_of(*map(serve, hosts), attempts=50)
         refusal = refused(client, [5])
-        assert refusal.code is Code.VERSION_NOT_AVAILABLE and refusal.versions in ((1,), (2,))
-        assert len(asked) == 2 and len(set(asked)) == 1
+        assert refusal.code is Code.VERSION_NOT_AVAILABLE and refusal.versions == (2,)
+        assert [len(host.names) for host in hosts] == [1, 1] and hosts[0].names == hosts[1].names
+        hosts[0].refuses = None
+        assert [client.lookup([5], IDS).version for _ in range(4)] == [5] * 4
 
-    def test_every_request_has_a_name_of_its_own_and_connections_are_used_in_turn(
-        self, workspace_with_versions, host_cpu_tier, client_of
-    ) -> None:
-        names, peers = set(), set()
-
-        class Noting(LookupService):
-            def Lookup(self, request: Request, context: Any) -> bytes:
-                names.add(request.request_id)
-                peers.add(context.peer())
-                return super().Lookup(request, context)
-
-        tier = host_cpu_tier(workspace_with_versions.workspace, serve=Noting)
-        for client in (client_of(tier.address, connections=3), client_of(tier.address)):
+    def test_every_request_has_a_name_of_its_own_and_connections_are_used_in_turn(self, serve, client_of) -> None:
+        host = Host()
+        address = serve(host)
+        for client in (client_of(address, connections=3), client_of(address)):
             for _ in range(6):
                 client.lookup([1], IDS)
-        assert len(names) == 12 and len(peers) == 4
+        assert len(host.names) == len({*host.names}) == 12 and len(host.peers) == 4
         with pytest.raises(InvalidConfig, match="connections"):
-            client_of(tier.address, connections=0)
+            client_of(address, connections=0)
+        with pytest.raises(InvalidConfig, match="attempts"):
+            client_of(address, attempts=0)
+
+    def test_the_time_of_one_request_is_no_longer_than_that_of_the_client(self, client_of, serve) -> None:
+        remaining_s = []
+
+        class Noting(Host):
+            def Lookup(self, request: LookupRequest, context: grpc.ServicerContext) -> LookupResponse:
+                remaining_s.append(context.time_remaining())
+                return super().Lookup(request, context)
+
+        client = client_of(serve(Noting()), timeout_s=40.0)
+        for timeout_s in (None, 20.0, 60.0):
+            client.lookup([1], IDS, timeout_s=timeout_s)
+            client.start([1], IDS, timeout_s=timeout_s).result()
+        assert [left // 10.5 for left in remaining_s] == [3, 3, 1, 1, 3, 3]  # gRPC rounds 40 s and 20 s up a little
 
 
 class TestShards:
@@ -252,60 +262,106 @@ class TestShards:
         assert {client.lookup([1, 2], SPREAD).version for _ in range(50)} == {1, 2}
         assert [answered(tier) for tier in tiers] == [50, 50]  # so none was asked twice
 
-    def test_two_manifests_under_one_number_are_never_merged(self, sharded, client_of) -> None:
-        class OtherManifest(LookupService):
-            def Lookup(self, request: Request, context: Any) -> bytes:
-                answer = LookupResponse.FromString(super().Lookup(request, context))
-                answer.manifest_sha256 = str(request.shard[0]) * 64
-                return answer.SerializeToString()
+    def test_shards_are_asked_as_what_they_are_and_under_one_name(self, serve, client_of) -> None:
+        hosts = Host(), Host()
+        targets = [f"{index}/2={serve(host)}" for index, host in enumerate(hosts)]
+        client_of(*targets).lookup([1], SPREAD)
+        assert [host.shards for host in hosts] == [[(0, 2)], [(1, 2)]] and hosts[0].names == hosts[1].names
 
-        refusal = refused(client_of(*targets_of(sharded((1,), (1,), serve=OtherManifest))), [1], SPREAD)
-        assert refusal.code is Code.VERSION_MISMATCH
-
-    def test_rows_of_two_widths_are_never_merged(self, sharded, client_of) -> None:
-        class OtherWidth(LookupService):
-            def Lookup(self, request: Request, context: Any) -> bytes:
-                answer = LookupResponse.FromString(super().Lookup(request, context))
-                for table in answer.tables:
-                    if request.shard[0]:
-                        table.row_bytes, table.rows = 1, bytes(len(table.found))
-                return answer.SerializeToString()
-
-        refusal = refused(client_of(*targets_of(sharded((1,), (1,), serve=OtherWidth))), [1], SPREAD)
-        assert refusal.code is Code.VERSION_MISMATCH
+    @pytest.mark.parametrize(
+        ("alter", "problem"),
+        [
+            (lambda answer: setattr(answer, "manifest_sha256", "cd" * 32), "one manifest"),
+            (lambda answer: [widen(table) for table in answer.tables], "one width"),
+        ],
+        ids=["two manifests under one number", "rows of two widths"],
+    )
+    def test_what_differs_is_never_merged(self, alter, problem, serve, client_of) -> None:
+        hosts = Host(), Host(alter=alter)
+        targets = [f"{index}/2={serve(host)}" for index, host in enumerate(hosts)]
+        refusal = refused(client_of(*targets), [1], SPREAD)
+        assert refusal.code is Code.VERSION_MISMATCH and problem in str(refusal)
 
 
-@pytest.mark.parametrize("address", ["localhost", ":80", "host:", "host:port", ""])
-def test_an_address_needs_host_and_port(address) -> None:
-    with pytest.raises(InvalidConfig, match="host:port"):
-        open_channel(address)
+def widen(table: TableRows) -> None:
+    table.row_bytes, table.rows = 2, bytes(2 * len(table.found))
 
 
-def answer_of(version: int, *tables: TableRows) -> LookupResponse:
-    return LookupResponse(version=version, tables=tables)
+def table_of(**fields: Any) -> TableRows:
+    return TableRows(**{"name": "t", "row_bytes": 2, "rows": b"abcd", "found": b"\1\0", **fields})
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        answer_of(2, TableRows(name="t", row_bytes=1, rows=b"x", found=b"\1")),
-        answer_of(1, TableRows(name="u", row_bytes=1, rows=b"x", found=b"\1")),
-        answer_of(1, TableRows(name="t", row_bytes=2, rows=b"x", found=b"\1")),
-        answer_of(1, TableRows(name="t", row_bytes=0, rows=b"", found=b"\1")),
-        answer_of(1, TableRows(name="t", row_bytes=1, rows=b"x", found=b"\2")),
-        answer_of(1, TableRows(name="t", row_bytes=1)),
-        answer_of(1, *[TableRows(name="t", row_bytes=1, rows=b"x", found=b"\1")] * 2),
-        answer_of(1),
-    ],
-    ids=[
-        "version not accepted", "another table", "another width", "no width", "a mask of 2", "fewer rows",
-        "more tables", "no table",
-    ],
-)
-def test_an_answer_that_does_not_fit_is_never_used(answer, workspace_with_versions, host_cpu_tier, client_of) -> None:
-    class Wrong(LookupService):
-        def Lookup(self, request: Request, context: Any) -> bytes:
-            return answer.SerializeToString()
+class TestAnswers:
+    """Of table `t` for two ids of version 1."""
 
-    client = client_of(host_cpu_tier(workspace_with_versions.workspace, serve=Wrong).address)
-    assert refused(client, [1], {"t": np.array([1])}).code is Code.VERSION_MISMATCH
+    def refusal(self, client_of: Any, serve: Any, alter: Callable[[LookupResponse], Any]) -> RpcError:
+        def altered(answer: LookupResponse) -> None:
+            del answer.tables[:]
+            answer.tables.append(table_of())
+            alter(answer)
+
+        client, ids = client_of(serve(Host(alter=altered))), {"t": np.array([1, 2])}
+        refusal = refused(client, [1], ids)
+        with pytest.raises(RpcError) as caught:
+            client.start([1], ids).result()
+        assert caught.value.code is refusal.code and len(str(refusal)) < 5000 and str(refusal).isprintable()
+        return refusal
+
+    def test_one_that_fits_is_read_where_it_came(self, serve, client_of) -> None:
+        def altered(answer: LookupResponse) -> None:
+            del answer.tables[:]
+            answer.tables.append(table_of())
+
+        answer = client_of(serve(Host(alter=altered))).lookup([1], {"t": np.array([1, 2])})
+        assert answer.rows["t"].tolist() == [[97, 98], [99, 100]] and answer.rows["t"].dtype == np.uint8
+        assert answer.found["t"].tolist() == [True, False] and answer.found["t"].dtype == np.bool_
+        assert (answer.version, answer.manifest_sha256) == (1, "ab" * 32)
+
+    @pytest.mark.parametrize(
+        "alter",
+        [
+            lambda answer: setattr(answer, "version", 2),
+            lambda answer: setattr(answer, "version", -1),
+            lambda answer: setattr(answer, "manifest_sha256", "\n" * 10_000_000),
+            lambda answer: setattr(answer.tables[0], "name", "u" * 1_000_000),
+            lambda answer: setattr(answer.tables[0], "rows", b"abc"),
+            lambda answer: setattr(answer.tables[0], "rows", b"abcde"),
+            lambda answer: setattr(answer.tables[0], "rows", b""),
+            lambda answer: answer.tables[0].MergeFrom(TableRows(rows=b"", row_bytes=2**32 - 1)),
+            lambda answer: answer.tables[0].CopyFrom(table_of(rows=b"", row_bytes=0)),
+            lambda answer: setattr(answer.tables[0], "row_bytes", 1),
+            lambda answer: setattr(answer.tables[0], "found", b"\1\2"),
+            lambda answer: setattr(answer.tables[0], "found", b"\1"),
+            lambda answer: setattr(answer.tables[0], "found", b"\1\1\1"),
+            lambda answer: answer.tables[0].CopyFrom(table_of(rows=b"ab", found=b"\1")),
+            lambda answer: answer.tables.append(table_of()),
+            lambda answer: answer.tables.extend([table_of(name="u")] * 10_000),
+            lambda answer: answer.tables.insert(0, table_of(name="u")),
+            lambda answer: answer.tables.pop(),
+        ],
+        ids=[
+            "version not accepted", "negative version", "endless manifest", "another table", "a byte short",
+            "a byte long", "no bytes", "rows of 4 GiB", "rows of nothing", "another width", "a mask of 2",
+            "a mask too short", "a mask too long", "fewer rows", "the table again", "more tables",
+            "another table before", "no table",
+        ],
+    )  # fmt: skip
+    def test_one_that_does_not_fit_is_never_used(self, alter, serve, client_of) -> None:
+        assert self.refusal(client_of, serve, alter).code is Code.VERSION_MISMATCH
+
+    def test_tables_come_in_the_order_of_the_request(self, serve, client_of) -> None:
+        def swap(answer: LookupResponse) -> None:
+            answer.tables.append(answer.tables.pop(0))
+
+        client = client_of(serve(Host(alter=swap)))
+        assert refused(client, [1], {"t": np.array([1]), "u": np.array([2])}).code is Code.VERSION_MISMATCH
+
+    def test_tables_of_other_versions_are_not_expected(self, serve, client_of) -> None:
+        def drop(answer: LookupResponse) -> None:
+            del answer.tables[1]
+
+        ids, only = {"t": np.array([1]), "u": np.array([2])}, {"u": (2,)}
+        assert [*client_of(serve(Host(alter=drop))).lookup([1, 2], ids, only=only).rows] == ["t"]
+        with pytest.raises(RpcError) as caught:
+            client_of(serve(Host())).lookup([1, 2], ids, only=only)
+        assert caught.value.code is Code.VERSION_MISMATCH

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from online.lookup import shards
-from online.lookup.shards import MAX_SHARDS, Shard, cut, shard_of
+from online.lookup.shards import MAX_SHARDS, Shard, cut, shard_of, targets_by_shard
 from pipelines.contracts.errors import InvalidConfig
 from pipelines.contracts.hashing import bucket_of, hash64
 
@@ -87,3 +87,45 @@ def test_ids_off_the_wire_and_ids_that_were_made_are_one_type_to_the_kernels() -
         assert Shard(0, 2).strays(cut(asked, 2).of(0)) == Shard(1, 2).strays(cut(asked, 2).of(1)) == 0
         assert Shard(0, 2).strays(asked) + Shard(1, 2).strays(asked) == 1
     assert not any(signature[0].mutable for kernel in (shards._cut, shards._strays) for signature in kernel.signatures)
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        (["a:1"], [["a:1"]]),
+        (["a:1", "b:1"], [["a:1", "b:1"]]),
+        (["0/1=a:1", "b:1"], [["a:1", "b:1"]]),
+        (["1/2=b:1", "0/2=a:1", "1/2=c:1"], [["a:1"], ["b:1", "c:1"]]),
+    ],
+)
+def test_replicas_by_shard(targets: list[str], expected: list[list[str]]) -> None:
+    assert targets_by_shard(targets) == expected
+
+
+@pytest.mark.parametrize(
+    ("targets", "problem"),
+    [
+        ([], "none"),
+        (["0/2=a:1"], "none for 1/2"),
+        (["0/3=a:1", "2/3=b:1"], "none for 1/3"),
+        (["0/2=a:1", "1/2=b:1", "0/3=c:1"], "of one count"),
+        (["0/2=a:1", "1/2=b:1", "c:1"], "of one count"),
+        (["0/2=a:1", "1/2=a:1"], "every address once"),
+        (["a:1", "a:1"], "every address once"),
+        (["2/2=a:1"], "index/count"),
+        (["=a:1"], "index/count"),
+        (["x=a:1"], "index/count"),
+    ],
+)
+def test_what_makes_no_whole_tier_is_refused(targets: list[str], problem: str) -> None:
+    with pytest.raises(InvalidConfig, match=problem):
+        targets_by_shard(targets)
+
+
+@given(st.lists(st.text(max_size=10) | st.from_regex(r"[0-3]/[1-3]=[a-c]:[0-9]", fullmatch=True), max_size=5))
+def test_any_targets_are_a_tier_or_are_refused(targets: list[str]) -> None:
+    try:
+        shards = targets_by_shard(targets)
+    except InvalidConfig:
+        return
+    assert all(shards) and sum(map(len, shards)) == len(targets)

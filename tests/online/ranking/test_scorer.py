@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from online.lookup.row_source import VersionRows
 from online.ranking.scorer import Scorer, ToScore, dequantize
 from online.ranking.verify import TOLERANCE
+from online.rpc_error import Code, RpcError
 from pipelines.contracts.context import CONTEXT_FEATURES
 from pipelines.contracts.errors import IntegrityError, VersionNotFound
 from pipelines.contracts.rowcodec import CODEC_NAMES, codec
@@ -31,6 +32,16 @@ def test_rows_that_may_not_be_written_to_are_read() -> None:
     packed = np.frombuffer(codec("int4").encode(np.ones((2, 4), np.float32)).tobytes(), np.uint8).reshape(2, -1)
     spec = TableSpec("item.kge", 4, 2, "int4", "vocabulary", packed[0].tobytes().hex())
     np.testing.assert_allclose(dequantize(packed, spec, device="cpu").numpy(), 1.0)
+
+
+@pytest.mark.parametrize("quantization", CODEC_NAMES)
+@pytest.mark.parametrize("wider", [-1, 1, 2, 1000])
+def test_rows_of_another_width_are_refused(quantization, wider) -> None:
+    row_bytes = codec(quantization).row_bytes(4)
+    spec = TableSpec("item.kge", 4, 2, quantization, "vocabulary", bytes(row_bytes).hex())
+    with pytest.raises(RpcError, match=f"expected {row_bytes} bytes each") as caught:
+        dequantize(np.zeros((2, row_bytes + wider), np.uint8), spec, device="cpu")
+    assert caught.value.code is Code.VERSION_MISMATCH
 
 
 def test_an_altered_upper_model_is_not_loaded(own_workspace) -> None:

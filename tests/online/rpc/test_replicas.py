@@ -1,81 +1,90 @@
-"""Servers that can answer the same question: how they are named, and in which order they are asked."""
+"""Which of several servers is sent the next request."""
+
+from collections.abc import Iterator
+from random import Random
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from online.lookup.shards import targets_by_shard
-from online.rpc.replicas import Replicas
+from online.rpc.replicas import EJECTION_S, Replica, Replicas
 from pipelines.contracts.errors import InvalidConfig
 
-
-@pytest.mark.parametrize(
-    ("targets", "expected"),
-    [
-        (["a:1"], [["a:1"]]),
-        (["a:1", "b:1"], [["a:1", "b:1"]]),
-        (["0/1=a:1", "b:1"], [["a:1", "b:1"]]),
-        (["1/2=b:1", "0/2=a:1", "1/2=c:1"], [["a:1"], ["b:1", "c:1"]]),
-    ],
-)
-def test_replicas_by_shard(targets: list[str], expected: list[list[str]]) -> None:
-    assert targets_by_shard(targets) == expected
+TARGETS = [f"127.0.0.1:{port}" for port in (1, 2, 3)]
 
 
-@pytest.mark.parametrize(
-    ("targets", "problem"),
-    [
-        ([], "none"),
-        (["0/2=a:1"], "none for 1/2"),
-        (["0/3=a:1", "2/3=b:1"], "none for 1/3"),
-        (["0/2=a:1", "1/2=b:1", "0/3=c:1"], "of one count"),
-        (["0/2=a:1", "1/2=b:1", "c:1"], "of one count"),
-        (["0/2=a:1", "1/2=a:1"], "every address once"),
-        (["a:1", "a:1"], "every address once"),
-        (["2/2=a:1"], "index/count"),
-        (["=a:1"], "index/count"),
-        (["x=a:1"], "index/count"),
-    ],
-)
-def test_what_makes_no_whole_tier_is_refused(targets: list[str], problem: str) -> None:
-    with pytest.raises(InvalidConfig, match=problem):
-        targets_by_shard(targets)
+class Clock:
+    now = 0.0
 
-
-@given(st.lists(st.text(max_size=10) | st.from_regex(r"[0-3]/[1-3]=[a-c]:[0-9]", fullmatch=True), max_size=5))
-def test_any_targets_are_a_tier_or_are_refused(targets: list[str]) -> None:
-    try:
-        shards = targets_by_shard(targets)
-    except InvalidConfig:
-        return
-    assert all(shards) and sum(map(len, shards)) == len(targets)
+    def __call__(self) -> float:
+        return self.now
 
 
 @pytest.fixture
-def replicas():
-    replicas = Replicas([f"127.0.0.1:{port}" for port in (1, 2, 3)], lambda channel: channel.unary_unary("/a/b"))
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def replicas(clock: Clock) -> Iterator[Replicas]:
+    replicas = Replicas(TARGETS, lambda channel: channel.unary_unary("/a/b"), clock=clock, random=Random(0))
     yield replicas
     replicas.close()
 
 
-def asked(replicas: Replicas, times: int, passed_over=()) -> list[str]:
-    return [replicas.next(passed_over)[0].target for _ in range(times)]
+def picked(replicas: Replicas, times: int, tried: tuple[Replica, ...] = ()) -> list[str]:
+    return [replicas.pick(tried)[0].target for _ in range(times)]
 
 
 def test_each_has_its_turn(replicas) -> None:
-    assert sorted(asked(replicas, 3)) == sorted(asked(replicas, 3)) == [f"127.0.0.1:{port}" for port in (1, 2, 3)]
+    assert sorted(picked(replicas, 3)) == sorted(picked(replicas, 3)) == TARGETS
 
 
-def test_who_could_not_be_reached_rests_while_there_are_others(replicas) -> None:
-    first, second, third = (replicas.next(())[0] for _ in range(3))
-    first.rests_until = float("inf")
-    assert set(asked(replicas, 30)) == {second.target, third.target}
-    assert set(asked(replicas, 30, [second])) == {third.target}
-    second.rests_until = third.rests_until = 1e300  # all rest: who does so the shortest
-    assert set(asked(replicas, 30)) <= {second.target, third.target}
-    assert set(asked(replicas, 3, [second, third])) == {first.target}
+def test_clients_begin_at_different_servers() -> None:
+    def first(seed: int) -> str:
+        replicas = Replicas(TARGETS, lambda channel: None, random=Random(seed))
+        replicas.close()
+        return replicas.pick(())[0].target
+
+    assert {first(seed) for seed in range(20)} == {*TARGETS}
 
 
-def test_who_was_just_asked_is_asked_again_when_there_is_no_other(replicas) -> None:
-    everybody = [replicas.next(())[0] for _ in range(3)]
-    assert len(asked(replicas, 3, everybody)) == 3
+def test_an_ejected_one_is_passed_over_until_its_time_is_over(replicas, clock) -> None:
+    first, second, third = (replicas.pick(())[0] for _ in range(3))
+    replicas.eject(first)
+    assert {*picked(replicas, 30)} == {second.target, third.target}
+    assert {*picked(replicas, 30, (second,))} == {third.target}
+    clock.now = 0.9 * EJECTION_S
+    replicas.eject(third)
+    assert {*picked(replicas, 30)} == {second.target}
+    clock.now = EJECTION_S
+    assert {*picked(replicas, 30)} == {first.target, second.target}
+    clock.now = 1.9 * EJECTION_S
+    assert sorted(picked(replicas, 3)) == TARGETS
+
+
+def test_of_ejected_ones_the_one_that_was_ejected_first_is_asked(replicas, clock) -> None:
+    first, second, third = (replicas.pick(())[0] for _ in range(3))
+    for clock.now, replica in ((0.0, second), (0.1, third), (0.2, first)):
+        replicas.eject(replica)
+    assert {*picked(replicas, 30)} == {second.target}
+    assert {*picked(replicas, 3, (second, third))} == {first.target}
+
+
+def test_who_was_tried_is_asked_again_when_there_is_no_other(replicas) -> None:
+    all_of_them = tuple(replicas.pick(())[0] for _ in range(3))
+    assert sorted({*picked(replicas, 60, all_of_them)}) == TARGETS
+
+
+def test_connections_of_a_server_are_used_in_turn() -> None:
+    replicas = Replicas(["127.0.0.1:1"], lambda channel: channel, connections=3)
+    methods = [replicas.pick(())[1] for _ in range(6)]
+    replicas.close()
+    assert len({*methods}) == 3 and methods[:3] == methods[3:]
+
+
+@pytest.mark.parametrize(
+    ("targets", "connections", "problem"),
+    [([], 1, "at least one"), (["127.0.0.1:1"], 0, "connections"), (["nowhere"], 1, "host:port")],
+)
+def test_what_makes_no_client_is_refused(targets, connections, problem) -> None:
+    with pytest.raises(InvalidConfig, match=problem):
+        Replicas(targets, lambda channel: channel, connections=connections)
