@@ -104,12 +104,12 @@ class SegmentEngine(ComputeEngine):
 
     def _materialize_table(self, view: EmbeddingView, task: MaterializationTask) -> None:
         manifest = self.workspace.versions.manifest(view.version)
-        if manifest.sha256 != view.manifest_sha256:
-            raise IntegrityError(
-                f"feature view {task.feature_view.name}", expected=f"manifest {view.manifest_sha256}",
-                got=manifest.sha256, remedy="Run `feast apply`, then materialize again.",
-            )
         spec = manifest.table(view.table)
+        if view != EmbeddingView.of(manifest, spec):
+            raise IntegrityError(
+                f"feature view {task.feature_view.name}", expected=f"tags of manifest {manifest.sha256}", got=str(view),
+                remedy="Run `feast apply`, then materialize again.",
+            )
         if not task.start_time <= manifest.as_of <= task.end_time:
             logger.warning(
                 "%s skipped: its rows are of %s, outside %s to %s",

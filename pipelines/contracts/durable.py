@@ -23,8 +23,8 @@ from pipelines.contracts.errors import DiskFull, InvalidConfig
 from pipelines.contracts.locks import locked
 
 __all__ = [
-    "STAGING_PREFIX", "creating_directory", "flush", "remove_directory", "replacing_file", "require_writable",
-    "sha256_of", "sweep_staging",
+    "STAGING_PREFIX", "creating_directory", "flush", "remove_directory", "replacing_file", "require_within",
+    "require_writable", "sha256_of", "sweep_staging",
 ]
 
 logger = logging.getLogger(__name__)
@@ -74,8 +74,16 @@ def creating_directory(path: Path) -> Iterator[Path]:
         flush(path.parent)
 
 
-def remove_directory(path: Path) -> None:
-    """Delete a directory so that no reader ever finds half of it: rename it away, then delete. Absent is fine."""
+def remove_directory(path: Path, *, within: Path) -> None:
+    """Delete a directory so that no reader ever finds half of it: rename it away, then delete. Absent is fine.
+
+    Args:
+        within: the folder whose contents the caller may delete.
+
+    Raises:
+        InvalidConfig: as `require_within`; nothing is deleted.
+    """
+    require_within(path, within)
     doomed = _staging_name(path)
     try:
         os.rename(path, doomed)
@@ -84,6 +92,19 @@ def remove_directory(path: Path) -> None:
     flush(path.parent)  # else a power loss could bring the name back without the files
     with suppress(FileNotFoundError):  # a sweeper may be at it too
         shutil.rmtree(doomed)
+
+
+def require_within(path: Path, folder: Path) -> None:
+    """Raise `InvalidConfig` unless `path` lies inside `folder`, at any depth, links and `..` followed.
+
+    What is about to be deleted is checked once more, wherever its name came from.
+    """
+    parent = path.parent.resolve()
+    if path.name in ("", "..") or not parent.is_relative_to(folder.resolve()):
+        raise InvalidConfig(
+            f"{path} is not deleted", expected=f"something inside {folder}", got=f"{path.name or '/'} in {parent}",
+            remedy="Find out who named it: a tag, a key or a link in the workspace was altered.",
+        )
 
 
 def sweep_staging(parent: Path) -> list[str]:

@@ -160,7 +160,7 @@ class SegmentRows:
         write_segment(directory, **table, batches=batches)
 
     def drop(self, version: int, table: str, *, manifest_sha256: str) -> None:
-        remove_directory(self._workspace.segment(version, table))
+        remove_directory(self._workspace.segment(version, table), within=self._workspace.segments)
 
     def collect(self) -> list[str]:
         swept = []

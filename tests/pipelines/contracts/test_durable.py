@@ -73,8 +73,8 @@ def test_only_what_nobody_fills_is_swept(tmp_path: Path) -> None:
 
 def test_removing_a_directory(tmp_path: Path) -> None:
     (tmp_path / "d" / "sub").mkdir(parents=True)
-    remove_directory(tmp_path / "d")
-    remove_directory(tmp_path / "d")
+    remove_directory(tmp_path / "d", within=tmp_path)
+    remove_directory(tmp_path / "d", within=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -115,7 +115,7 @@ def test_a_power_loss_finds_every_byte_below_a_name_that_it_finds(
         staging.write_text("x")
     assert operations == [("flush", "made/*/f"), ("rename to", "made/f"), ("flush", "made")]
     operations.clear()
-    remove_directory(tmp_path / "made" / "d")
+    remove_directory(tmp_path / "made" / "d", within=tmp_path)
     assert operations == [("rename to", "made/*"), ("flush", "made")]
 
 

@@ -220,7 +220,7 @@ def test_a_delta_never_lies_upon_a_delta(tmp_path: Path) -> None:
     rows = rows | random_rows(ids[:200], seed=9)
     assert refused(tmp_path / "6", rows, tmp_path / "5", most_changed=0.1)
     for version in range(1, 5):
-        remove_directory(tmp_path / str(version))
+        remove_directory(tmp_path / str(version), within=tmp_path)
     assert open_segment(tmp_path / "5").lookup(ids)[1].all()
 
 
