@@ -1,6 +1,6 @@
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numba
@@ -14,7 +14,8 @@ from pipelines.contracts import segment
 from pipelines.contracts.errors import IntegrityError, InvalidTable, VersionNotFound
 from pipelines.contracts.hashing import bucket_of
 from pipelines.contracts.rowcodec import codec
-from pipelines.contracts.segment import ARRAYS, HEADER_NAME, Segment, ranges_of
+from pipelines.contracts.segment import Segment, ranges_of
+from pipelines.contracts.segment_header import ARRAYS, HEADER_NAME, SegmentHeader, read_header
 from pipelines.contracts.segment_index import gather
 from pipelines.contracts.segment_writer import write_segment
 from pipelines.contracts.spec import TableSpec
@@ -260,14 +261,14 @@ def test_the_rows_of_a_part_of_the_ids_are_neighbours(tmp_path: Path, buckets: i
         batches=[pa.record_batch({"id": pa.array(ids), "row": packed})],
     )
     segment = Segment.open(path)
-    header, parts = json.loads((path / HEADER_NAME).read_text()), np.load(path / "parts.npy")
+    index, parts = read_header(path / HEADER_NAME, SegmentHeader).index, np.load(path / "parts.npy")
     positions = segment.positions(ids[buckets:])
     for count, surplus in ((4, 1.0), (3, 1.6)):  # the second cuts through parts of the segment
         for number in range(count):
-            (_, head), (first, end) = ranges_of((number, count), header["index"], parts, buckets)
+            (_, head), (first, end) = ranges_of((number, count), index, parts, buckets)
             own = positions[bucket_of(ids[buckets:], buckets=count, seed=0) == number]
             assert head == buckets and first <= own.min() and own.max() < end and end - first <= surplus * len(own)
-    assert ranges_of((0, 4), {**header["index"], "seed": 1}, parts, buckets) is None
+    assert ranges_of((0, 4), replace(index, seed=1), parts, buckets) is None
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="needs Linux's account of mapped pages")
