@@ -22,7 +22,7 @@ from feast.protos.feast.types.Value_pb2 import Value
 from feast.repo_config import FeastConfigBaseModel, RepoConfig
 from feast.utils import _get_table_entity_values
 from google.protobuf.timestamp_pb2 import Timestamp
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from online.stock_store import StockStore
 from pipelines.contracts.embedding_view import EmbeddingView
@@ -60,10 +60,12 @@ class FacetOnlineStoreConfig(FeastConfigBaseModel):
         verify: hash a segment when it is first read; in Redis, compare the checksum of every value that is read.
     """
 
+    model_config = ConfigDict(hide_input_in_errors=True)  # URLs may hold passwords
+
     type: Literal["online.store.FacetOnlineStore"] = "online.store.FacetOnlineStore"
     workspace: str = "../var"
-    rows: str = SEGMENTS
-    context_store: dict[str, Any] = Field(default={"type": "sqlite", "path": "../var/feast/context.db"})
+    rows: str = Field(default=SEGMENTS, repr=False)
+    context_store: dict[str, Any] = Field(default={"type": "sqlite", "path": "../var/feast/context.db"}, repr=False)
     verify: bool = True
 
 

@@ -77,7 +77,7 @@ def _drop_rows(workspace: Workspace, manifest: Manifest) -> None:
         rows = row_store(None, workspace)
         for spec in manifest.tables:
             rows.drop(manifest.version, spec.name, manifest_sha256=manifest.sha256)
-    except Unavailable as error:
+    except (Unavailable, IntegrityError) as error:
         logger.warning("%s The rows of version %d go at the next `feast apply`.", error, manifest.version)
 
 

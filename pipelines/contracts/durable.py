@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 STAGING_PREFIX = ".staging-"
 """Names that start with this are being written, or were left by a crash: `sweep_staging` tells which."""
 
+READ_ONLY, WRITABLE = 0o444, 0o222
+
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -57,10 +59,13 @@ def replacing_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def creating_directory(path: Path) -> Iterator[Path]:
+def creating_directory(path: Path, *, read_only: bool = False) -> Iterator[Path]:
     """Yield a directory to fill; on success it is renamed to `path`, on any error it is removed.
 
     `path` itself must not exist (the rename then fails and nothing changes): what is complete is never rewritten.
+
+    Args:
+        read_only: nobody may write to its files, so that no program cuts by mistake what others have mapped.
 
     Raises:
         DiskFull: it does not fit; nothing is left of it.
@@ -68,6 +73,8 @@ def creating_directory(path: Path) -> Iterator[Path]:
     with _beside(path) as directory:
         yield directory
         for file in directory.rglob("*"):
+            if read_only and file.is_file() and file.stat().st_mode & WRITABLE:
+                file.chmod(READ_ONLY)
             flush(file)
         flush(directory)
         os.rename(directory, path)

@@ -71,7 +71,7 @@ def write_delta(
         InvalidTable, OSError: as `write_segment`.
     """
     try:
-        with creating_directory(directory) as staging:
+        with creating_directory(directory, read_only=True) as staging:
             base = _link_base(parent, staging / BASE)
             _require_kind(base.spec, spec)
             kept, masks, changed_rows = _compare(batches, spec, base, most_changed)
@@ -111,7 +111,7 @@ def write_copy(
         OSError: as `write_segment`.
     """
     try:
-        with creating_directory(directory) as staging:
+        with creating_directory(directory, read_only=True) as staging:
             _link_all(parent, staging)
             theirs = open_segment(staging)
             if theirs.manifest_sha256 != parent_manifest_sha256:

@@ -63,7 +63,7 @@ def write_segment(
     """
     print_bytes = 8 if spec.rows <= exact_rows else 2
     stored_bytes, stride = max(spec.row_bytes, MIN_ROW_BYTES), row_stride(spec.row_bytes, print_bytes)
-    with creating_directory(directory) as staging, ExitStack() as stack:
+    with creating_directory(directory, read_only=True) as staging, ExitStack() as stack:
         records = stack.enter_context(_Records(staging, spec.rows - spec.buckets, stored_bytes, group_bytes))
         rows = stack.enter_context(_ArrayFile(staging / "rows.npy", (spec.rows, stride)))
         for ids, packed in checked_batches(batches, spec):
