@@ -69,7 +69,7 @@ class MappedArray(NamedTuple):
 
 def open_array(
     path: Path, dtype: type, shape: tuple[int, ...], *, sha256: str | None, remedy: str, populate: bool,
-    private_bytes: int = PRIVATE_BYTES, ranges: Iterable[tuple[int, int]] | None = None,
+    private: bool = True, ranges: Iterable[tuple[int, int]] | None = None,
 ) -> MappedArray:
     """The array in an .npy file, which must have this type, shape and size.
 
@@ -77,14 +77,14 @@ def open_array(
         sha256: of the file; None: not checked.
         populate: enter its pages into this process's tables; without that, the first lookup of every page would pay for
             a fault.
-        private_bytes: a file up to this size is read, not mapped.
+        private: a file of up to `PRIVATE_BYTES` is read, not mapped.
         ranges: of the array's first axis, which alone are populated; by default all of it.
 
     Raises:
         IntegrityError: the file is missing, has other bytes, or is another array.
     """
     try:
-        if path.is_file() and path.stat().st_size <= private_bytes:
+        if private and path.is_file() and path.stat().st_size <= PRIVATE_BYTES:
             content = read_verified(path, sha256, remedy=remedy) if sha256 else path.read_bytes()
             start = _require_header(io.BytesIO(content), len(content), np.dtype(dtype), shape)
             return MappedArray(np.frombuffer(content, dtype, offset=start).reshape(shape), None)

@@ -109,7 +109,7 @@ class Segment:
         arrays = {name: opened(name) for name in ARRAYS if name != "rows.npy"}
         require_parts(directory / "parts.npy", arrays["parts.npy"].array, header)
         ranges = part and ranges_of(part, header.index, arrays["parts.npy"].array, header.table.buckets)
-        arrays["rows.npy"] = opened("rows.npy", ranges=ranges, private_bytes=0)
+        arrays["rows.npy"] = opened("rows.npy", ranges=ranges, private=False)
         segment = cls(header, arrays)
         segment.lookup(np.zeros(1, np.int64))  # loads the compiled lookup now, so that no request waits for it
         return segment
