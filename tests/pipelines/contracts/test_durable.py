@@ -2,6 +2,7 @@ import errno
 import hashlib
 import os
 import re
+import stat
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,30 @@ def test_removing_a_directory(tmp_path: Path) -> None:
     remove_directory(tmp_path / "d", within=tmp_path)
     remove_directory(tmp_path / "d", within=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_nothing_outside_the_folder_is_removed(tmp_path: Path) -> None:
+    """Whatever leads there: `..`, a link among the parents, the folder itself, or another folder's name."""
+    own, other = tmp_path / "own", tmp_path / "other"
+    for folder in (own, other):
+        (folder / "d").mkdir(parents=True)
+    (own / "link").symlink_to(other)
+    outside = [own / ".." / "other" / "d", own / "link" / "d", other / "d", own, own / "d" / "..", tmp_path, Path("/")]
+    for path in outside:
+        with pytest.raises(InvalidConfig, match="is not deleted: expected something inside"):
+            remove_directory(path, within=own)
+    assert (own / "d").is_dir() and (other / "d").is_dir()
+    remove_directory(own / "d", within=own)
+    assert not (own / "d").exists()
+
+
+def test_what_is_read_only_is_read_only_when_it_appears(tmp_path: Path) -> None:
+    with creating_directory(tmp_path / "d", read_only=True) as staging:
+        (staging / "sub").mkdir()
+        (staging / "sub" / "f").write_text("x")
+    assert stat.S_IMODE((tmp_path / "d" / "sub" / "f").stat().st_mode) == 0o444
+    remove_directory(tmp_path / "d", within=tmp_path)
+    assert not (tmp_path / "d").exists()
 
 
 @pytest.fixture
