@@ -57,7 +57,7 @@ chaos soak: setup
 	$(BIN)/python -m tests.benchmarks.$@
 
 fuzz: setup
-	for target in lookup message rank gate shards manifest roles; do \
+	for target in lookup message rank gate shards manifest roles segment_header view_tags; do \
 	  $(BIN)/python -m tests.online.fuzz $$target -max_total_time=60 || exit 1; done
 
 clean:

@@ -22,7 +22,7 @@ from feast.protos.feast.types.Value_pb2 import Value
 from feast.repo_config import FeastConfigBaseModel, RepoConfig
 from feast.utils import _get_table_entity_values
 from google.protobuf.timestamp_pb2 import Timestamp
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from online.stock_store import StockStore
 from pipelines.contracts.embedding_view import EmbeddingView
@@ -60,10 +60,12 @@ class FacetOnlineStoreConfig(FeastConfigBaseModel):
         verify: hash a segment when it is first read; in Redis, compare the checksum of every value that is read.
     """
 
+    model_config = ConfigDict(hide_input_in_errors=True)  # URLs may hold passwords
+
     type: Literal["online.store.FacetOnlineStore"] = "online.store.FacetOnlineStore"
     workspace: str = "../var"
-    rows: str = SEGMENTS
-    context_store: dict[str, Any] = Field(default={"type": "sqlite", "path": "../var/feast/context.db"})
+    rows: str = Field(default=SEGMENTS, repr=False)
+    context_store: dict[str, Any] = Field(default={"type": "sqlite", "path": "../var/feast/context.db"}, repr=False)
     verify: bool = True
 
 
@@ -262,10 +264,7 @@ class FacetOnlineStore(OnlineStore):
         """
         workspace = _workspace(config)
         published = set(workspace.versions.numbers())
-        for table in tables_to_delete:
-            view = EmbeddingView.from_tags(table.tags)
-            if view is None:
-                continue
+        for table, view in _embeddings_to_delete(tables_to_delete):
             if view.version in published:
                 logger.warning(
                     "%s is gone from the feature repository, but version %d is published: its table is kept",
@@ -275,7 +274,7 @@ class FacetOnlineStore(OnlineStore):
                 self._remove(config, view)
         self._ordinary(config).call(
             "update",
-            tables_to_delete=_without_embeddings(tables_to_delete),
+            tables_to_delete=[table for table in tables_to_delete if not EmbeddingView.claimed_by(table.tags)],
             tables_to_keep=_without_embeddings(tables_to_keep),
             entities_to_delete=entities_to_delete,
             entities_to_keep=entities_to_keep,
@@ -284,10 +283,10 @@ class FacetOnlineStore(OnlineStore):
 
     def teardown(self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]) -> None:
         """Delete the rows of `tables` and the context store; published versions stay and can be materialized."""
-        for table in tables:
-            if view := EmbeddingView.from_tags(table.tags):
-                self._remove(config, view)
-        self._ordinary(config).call("teardown", _without_embeddings(tables), entities)
+        for _, view in _embeddings_to_delete(tables):
+            self._remove(config, view)
+        ordinary = [table for table in tables if not EmbeddingView.claimed_by(table.tags)]
+        self._ordinary(config).call("teardown", ordinary, entities)
 
     def _remove(self, config: RepoConfig, view: EmbeddingView) -> None:
         rows = row_store(config.online_store.rows, _workspace(config))
@@ -335,6 +334,18 @@ def _workspace(config: RepoConfig) -> Workspace:
 
 def _without_embeddings(tables: Sequence[FeatureView]) -> list[FeatureView]:
     return [table for table in tables if EmbeddingView.from_tags(table.tags) is None]
+
+
+def _embeddings_to_delete(tables: Sequence[FeatureView]) -> Iterator[tuple[FeatureView, EmbeddingView]]:
+    """Those that say of which table they are. Others go as they are: their tags name nothing that may be deleted."""
+    for table in tables:
+        try:
+            view = EmbeddingView.from_tags(table.tags)
+        except IntegrityError as error:
+            logger.warning("%s goes, and no rows with it: %s", table.name, error)
+            continue
+        if view is not None:
+            yield table, view
 
 
 def _runs(groups: Groups) -> Iterator[tuple[bool, Groups]]:

@@ -18,8 +18,9 @@ import hashlib
 import json
 import math
 import time
+from contextlib import ExitStack
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from tqdm import tqdm
@@ -28,6 +29,7 @@ from pipelines import audit_ways
 from pipelines.audit_ways import Way
 from pipelines.contracts.durable import replacing_file
 from pipelines.contracts.errors import IntegrityError
+from pipelines.contracts.manifest import Manifest
 from pipelines.contracts.row_store import SEGMENTS, RowReader, RowStore, row_store
 from pipelines.contracts.segment import Segment
 from pipelines.contracts.workspace import Workspace
@@ -61,7 +63,20 @@ def audit(
     """
     started = time.perf_counter()
     manifest = workspace.versions.manifest(version)
-    manifest.verify(workspace.versions.path(version))
+    directory = workspace.versions.path(version)
+    paths = {manifest.table_path(spec.name): spec.name for spec in manifest.tables}
+    manifest.verify(directory, only=tuple(name for name in manifest.files if name not in paths))
+    with ExitStack() as stack:  # what is compared is what was hashed
+        files = {table: stack.enter_context(manifest.open_file(directory, name)) for name, table in paths.items()}
+        return _audit(workspace, manifest, files, sample=sample, seed=seed, rows=rows, started=started)
+
+
+def _audit(
+    workspace: Workspace, manifest: Manifest, files: dict[str, BinaryIO], *, sample: int | None, seed: int,
+    rows: RowStore | None, started: float,
+) -> dict[str, Any]:
+    """The audit of the tables' open files."""
+    version = manifest.version
     feast = _feast_store(workspace)
     rows = rows or row_store(getattr(feast.config.online_store, "rows", SEGMENTS), workspace)
     tables = {}
@@ -73,7 +88,7 @@ def audit(
                 remedy="Delete it and materialize the version again.",
             )
         tables[spec.name] = _audit_table(
-            PublishedTable(workspace.versions.path(version) / manifest.table_path(spec.name), spec), reader,
+            PublishedTable(files[spec.name], spec), reader,
             online=audit_ways.online(feast, manifest, spec), offline=audit_ways.offline(feast, manifest, spec),
             sample=sample, rng=np.random.default_rng(seed),
         )

@@ -116,8 +116,7 @@ def _reference(store: Any, manifest: Manifest, spec: TableSpec) -> str:
             f"feature view {name}", expected="a view that Feast knows", got="none of that name",
             remedy="Run `feast apply` and `feast materialize` in feature_repo/ first.",
         ) from error
-    view = EmbeddingView.from_tags(tags)
-    if view is None or view.manifest_sha256 != manifest.sha256:
+    if EmbeddingView.from_tags(tags) != EmbeddingView.of(manifest, spec):
         raise IntegrityError(
             f"feature view {name}", expected=f"tags of manifest {manifest.sha256}", got=str(tags),
             remedy="Run `feast apply`.",

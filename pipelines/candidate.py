@@ -80,7 +80,7 @@ class Candidate:
             if as_of.utcoffset() is None:
                 raise ValueError(f"as_of {raw['as_of']} has no time zone")
             windows = Windows.from_dict(raw["windows"])
-            tables = tuple(TableSpec(**table) for table in raw["tables"])
+            tables = tuple(TableSpec.from_dict(table, where=f"a table of {path}") for table in raw["tables"])
             if not tables or len({spec.name for spec in tables}) != len(tables):
                 raise ValueError(f"tables {[spec.name for spec in tables]}")
             candidate = cls(directory, raw["dataset"], as_of, windows, tables, raw["metrics"])

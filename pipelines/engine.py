@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import pyarrow as pa
 from feast import FileSource
@@ -104,12 +104,12 @@ class SegmentEngine(ComputeEngine):
 
     def _materialize_table(self, view: EmbeddingView, task: MaterializationTask) -> None:
         manifest = self.workspace.versions.manifest(view.version)
-        if manifest.sha256 != view.manifest_sha256:
-            raise IntegrityError(
-                f"feature view {task.feature_view.name}", expected=f"manifest {view.manifest_sha256}",
-                got=manifest.sha256, remedy="Run `feast apply`, then materialize again.",
-            )
         spec = manifest.table(view.table)
+        if view != EmbeddingView.of(manifest, spec):
+            raise IntegrityError(
+                f"feature view {task.feature_view.name}", expected=f"tags of manifest {manifest.sha256}", got=str(view),
+                remedy="Run `feast apply`, then materialize again.",
+            )
         if not task.start_time <= manifest.as_of <= task.end_time:
             logger.warning(
                 "%s skipped: its rows are of %s, outside %s to %s",
@@ -123,13 +123,12 @@ class SegmentEngine(ComputeEngine):
             return
         start = time.perf_counter()
         version = self.workspace.versions.path(view.version)
-        manifest.verify(version, only=(manifest.table_path(spec.name),))
         try:
-            rows.write(
-                spec=spec, version=manifest.version, manifest_sha256=manifest.sha256,
-                batches=_Batches(version / manifest.table_path(spec.name), label=task.feature_view.name),
-                parent=self._parent(rows, manifest, spec),
-            )
+            with manifest.open_file(version, manifest.table_path(spec.name)) as file:
+                rows.write(
+                    spec=spec, version=manifest.version, manifest_sha256=manifest.sha256,
+                    batches=_Batches(file, label=task.feature_view.name), parent=self._parent(rows, manifest, spec),
+                )
         except OSError:
             if not rows.holds(view.version, view.table):
                 raise
@@ -187,13 +186,13 @@ def _require_source(view: Any) -> None:
 
 @dataclass(frozen=True)
 class _Batches:
-    """The record batches of a table's file, read anew by whoever iterates."""
+    """The record batches of a table's open file, read anew by whoever iterates."""
 
-    path: Path
+    file: BinaryIO
     label: str
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
-        with open_table_file(self.path) as file, tqdm(
+        with open_table_file(self.file) as file, tqdm(
             total=file.metadata.num_rows, desc=self.label, unit="row", unit_scale=True, disable=None
         ) as progress:
             for batch in file.iter_batches(BATCH_ROWS, columns=["id", "row"]):

@@ -16,7 +16,7 @@ from pathlib import Path
 from pipelines.contracts.durable import STAGING_PREFIX, sweep_staging
 from pipelines.contracts.locks import locked
 from pipelines.contracts.manifest import MANIFEST_NAME
-from pipelines.contracts.pins import dead_pins
+from pipelines.contracts.pins import PINS, dead_pins
 from pipelines.contracts.version import RETIRED_NAME
 from pipelines.contracts.workspace import Workspace
 from pipelines.retire import bytes_below, delete_leftovers, leftovers
@@ -66,13 +66,13 @@ def collect(workspace: Workspace) -> tuple[list[Garbage], list[Garbage]]:
 
 
 def unexplained(workspace: Workspace) -> list[Path]:
-    """Numbered directories that no crash of ours leaves: neither published nor retired. They are not touched."""
-    known = {str(version) for version in (*workspace.versions.numbers(), *workspace.versions.retired())}
+    """Directories that no crash of ours leaves: of no version, published or retired. They are not touched."""
+    known = {str(version) for version in (*workspace.versions.numbers(), *workspace.versions.retired())} | {PINS}
     return [
         path
         for parent in (workspace.versions.root, workspace.segments)
         for path in (sorted(parent.iterdir()) if parent.is_dir() else ())
-        if path.name.isdigit() and path.name not in known
+        if path.is_dir() and path.name not in known and not path.name.startswith(STAGING_PREFIX)
     ]
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -18,10 +18,10 @@ Rows = tuple[np.ndarray, np.ndarray]  # ids int64 (B,) and rows uint8 (B, row_by
 
 
 class PublishedTable:
-    """A table's file, read by row groups: only those that hold a wanted row, and memory is bounded by a batch."""
+    """A table's open file, read by row groups: only those that hold a wanted row, and memory is bounded by a batch."""
 
-    def __init__(self, path: Path, spec: TableSpec) -> None:
-        self.path, self.spec = path, spec
+    def __init__(self, file: BinaryIO, spec: TableSpec) -> None:
+        self.file, self.spec = file, spec
 
     def batches(self, chosen: np.ndarray | None, unknown: "UnknownIds") -> Iterator[Rows]:
         """The rows numbered `chosen` (ascending), or all, in batches of about `BATCH_ROWS`; `unknown` sees all read."""
@@ -48,7 +48,7 @@ class PublishedTable:
 
     def id_bounds(self) -> tuple[int, int]:
         """Least and greatest id, from the file's statistics; all of int64 if it has none, (0, -1) without rows."""
-        with open_table_file(self.path) as file:
+        with open_table_file(self.file) as file:
             column = file.schema_arrow.names.index("id")
             groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
             bounds = [group.column(column).statistics for group in groups if group.num_rows]
@@ -61,7 +61,7 @@ class PublishedTable:
     def _stretches(self, chosen: np.ndarray | None) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Number of the first row, ids and rows of consecutive rows; of row groups with a `chosen` row, or of all."""
         start = 0
-        with open_table_file(self.path) as file:
+        with open_table_file(self.file) as file:
             for group in range(file.num_row_groups):
                 end = start + file.metadata.row_group(group).num_rows
                 if chosen is None or len(_between(chosen, start, end)):

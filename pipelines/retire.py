@@ -15,7 +15,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.contracts.durable import STAGING_PREFIX, remove_directory, require_writable, sweep_staging
+from pipelines.contracts.durable import (
+    STAGING_PREFIX,
+    remove_directory,
+    require_within,
+    require_writable,
+    sweep_staging,
+)
 from pipelines.contracts.errors import IntegrityError, Unavailable, VersionNotFound
 from pipelines.contracts.locks import locked
 from pipelines.contracts.manifest import Manifest
@@ -52,7 +58,7 @@ def retire(workspace: Workspace, version: int) -> Retired:
         InvalidConfig: this user may not delete its files; nothing was changed.
     """
     versions = workspace.versions
-    for directory in (versions.path(version), workspace.segments / str(version)):
+    for directory in (versions.path(version), workspace.segments_of(version)):
         if directory.is_dir():
             require_writable(directory)
     if version in versions.retired() and leftovers(workspace, version):
@@ -71,7 +77,7 @@ def _drop_rows(workspace: Workspace, manifest: Manifest) -> None:
         rows = row_store(None, workspace)
         for spec in manifest.tables:
             rows.drop(manifest.version, spec.name, manifest_sha256=manifest.sha256)
-    except Unavailable as error:
+    except (Unavailable, IntegrityError) as error:
         logger.warning("%s The rows of version %d go at the next `feast apply`.", error, manifest.version)
 
 
@@ -80,7 +86,7 @@ def leftovers(workspace: Workspace, version: int) -> list[Path]:
 
     Or `segments/N/` itself, once it is empty.
     """
-    directory, segments = workspace.versions.path(version), workspace.segments / str(version)
+    directory, segments = workspace.versions.path(version), workspace.segments_of(version)
     rest = [path for path in _inside(directory) if path.name != RETIRED_NAME]
     if segments.is_dir() and not _inside(segments):
         return [*rest, segments]
@@ -91,16 +97,21 @@ def delete_leftovers(workspace: Workspace, version: int) -> int:
     """Delete what a retired version still has, after whoever is at it already; returns the bytes freed.
 
     A segment that a living process is still writing stays, for `facet gc` to find once it is there.
+
+    Raises:
+        InvalidConfig: a link leads out of the workspace; what it leads to is not deleted.
     """
     freed_bytes = 0
     with locked(workspace.versions.path(version) / RETIRED_NAME, wait=True):
         for path in leftovers(workspace, version):
             freed_bytes += bytes_below(path)
-            if path.is_dir():
-                remove_directory(path)
+            within = workspace.segments if path.is_relative_to(workspace.segments) else workspace.versions.root
+            if path.is_dir() and not path.is_symlink():
+                remove_directory(path, within=within)
             else:
+                require_within(path, within)
                 path.unlink()
-        segments = workspace.segments / str(version)
+        segments = workspace.segments_of(version)
         sweep_staging(segments)
         with suppress(OSError):  # not there, or not empty: somebody writes a segment
             segments.rmdir()

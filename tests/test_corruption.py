@@ -236,6 +236,38 @@ def test_every_kind_of_file_is_there(plain: Doors) -> None:
     assert len(files) == len(set(files)) > 20
 
 
+@contextmanager
+def replaced_by(directory: Path, other: Path) -> Iterator[None]:
+    """A copy of another directory in the place of one: every file of it whole and sealed."""
+    aside = directory.with_name(f"aside-{directory.name}")
+    directory.rename(aside)
+    shutil.copytree(other, directory)
+    try:
+        yield
+    finally:
+        shutil.rmtree(directory)
+        aside.rename(directory)
+
+
+@pytest.mark.parametrize("door", sorted(READERS["manifest"]))
+def test_another_version_in_a_versions_place_is_refused(plain: Doors, door: str) -> None:
+    versions = plain.workspace.versions
+    with replaced_by(versions.path(VERSION), versions.path(1)):
+        said = plain.refusal(door, "item.kge")
+    assert said is not None and f"{VERSION}/manifest.json is not in its place" in said
+    assert plain.refusal(door, "item.kge") is None
+
+
+@pytest.mark.parametrize("door", sorted(READERS["segment"]))
+@pytest.mark.parametrize("theirs", [(1, "item.kge"), (VERSION, "user.kge")], ids=["of version 1", "of another table"])
+def test_another_segment_in_a_segments_place_is_refused(plain: Doors, door: str, theirs: tuple[int, str]) -> None:
+    segment = plain.workspace.segment(VERSION, "item.kge")
+    with replaced_by(segment, plain.workspace.segment(*theirs)):
+        said = plain.refusal(door, "item.kge")
+    assert said is not None and f"segments/{VERSION}/item.kge is not in its place" in said
+    assert plain.refusal(door, "item.kge") is None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_any_file_damaged(plain: Doors, damage: str) -> None:

@@ -8,6 +8,7 @@ import click
 
 from online.commands.security_options import server_limits, server_security
 from pipelines.contracts.errors import VersionNotFound
+from pipelines.contracts.names import version_number
 from pipelines.contracts.workspace import Workspace
 
 __all__ = ["VERSIONS", "current_version", "listens"]
@@ -25,12 +26,9 @@ class VersionList(click.ParamType):
         if isinstance(value, tuple):
             return value
         try:
-            versions = tuple(int(part) for part in value.split(","))
+            return tuple(version_number(part) for part in value.split(","))
         except ValueError:
-            versions = ()
-        if not versions or min(versions) < 1:
             self.fail(f"expected version numbers such as 1 or 1,2, got {value!r}", param, ctx)
-        return versions
 
 
 VERSIONS = click.option(

@@ -1,7 +1,7 @@
 """A CPU host as it runs: one process that answers, or a parent whose workers do."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from online.host_state import HostMemory, HostState, recalled, restore
@@ -35,7 +35,7 @@ class CpuHost:
     listening: Listening
     shard: Shard
     max_ids: int
-    rows: str | None
+    rows: str | None = field(repr=False)  # a URL may hold a password
     memory: HostMemory | None
 
     def serve(self, versions: Sequence[int]) -> None:

@@ -3,7 +3,7 @@
 import gc
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -52,7 +52,7 @@ class RankHost:
     listening: Listening
     cpu_tiers: Sequence[str]
     lookup_connections: int
-    rows: str | None
+    rows: str | None = field(repr=False)  # a URL may hold a password
     device: str
     timeout_s: float
     max_candidates: int

@@ -87,7 +87,8 @@ class OfflineVersion:
             return torch.sigmoid(self.model(rows, torch.from_numpy(context))).numpy()
 
     def _read(self, spec: TableSpec) -> tuple[np.ndarray, np.ndarray]:
-        table = pq.read_table(self._directory / Manifest.table_path(spec.name), columns=["id", "row"])
+        content = self.manifest.read_file(self._directory, Manifest.table_path(spec.name))
+        table = pq.read_table(pa.BufferReader(content), columns=["id", "row"])
         rows = table["row"].combine_chunks()
         if isinstance(rows, pa.ChunkedArray):
             rows = rows.chunk(0)

@@ -43,7 +43,7 @@ def open_channel(
         InvalidConfig: no such address, or a token would be sent to another machine for everybody to read.
     """
     host, colon, port = target.rpartition(":")
-    if not (colon and host and port.isdigit()):
+    if not (colon and host and port.isascii() and port.isdigit()):
         raise InvalidConfig(
             "address of a server", expected="host:port", got=repr(target), remedy="Give both, as in 127.0.0.1:50051."
         )

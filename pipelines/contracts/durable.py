@@ -23,14 +23,16 @@ from pipelines.contracts.errors import DiskFull, InvalidConfig
 from pipelines.contracts.locks import locked
 
 __all__ = [
-    "STAGING_PREFIX", "creating_directory", "flush", "remove_directory", "replacing_file", "require_writable",
-    "sha256_of", "sweep_staging",
+    "STAGING_PREFIX", "creating_directory", "flush", "remove_directory", "replacing_file", "require_within",
+    "require_writable", "sha256_of", "sweep_staging",
 ]
 
 logger = logging.getLogger(__name__)
 
 STAGING_PREFIX = ".staging-"
 """Names that start with this are being written, or were left by a crash: `sweep_staging` tells which."""
+
+READ_ONLY, WRITABLE = 0o444, 0o222
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -57,10 +59,13 @@ def replacing_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def creating_directory(path: Path) -> Iterator[Path]:
+def creating_directory(path: Path, *, read_only: bool = False) -> Iterator[Path]:
     """Yield a directory to fill; on success it is renamed to `path`, on any error it is removed.
 
     `path` itself must not exist (the rename then fails and nothing changes): what is complete is never rewritten.
+
+    Args:
+        read_only: nobody may write to its files, so that no program cuts by mistake what others have mapped.
 
     Raises:
         DiskFull: it does not fit; nothing is left of it.
@@ -68,14 +73,24 @@ def creating_directory(path: Path) -> Iterator[Path]:
     with _beside(path) as directory:
         yield directory
         for file in directory.rglob("*"):
+            if read_only and file.is_file() and file.stat().st_mode & WRITABLE:
+                file.chmod(READ_ONLY)
             flush(file)
         flush(directory)
         os.rename(directory, path)
         flush(path.parent)
 
 
-def remove_directory(path: Path) -> None:
-    """Delete a directory so that no reader ever finds half of it: rename it away, then delete. Absent is fine."""
+def remove_directory(path: Path, *, within: Path) -> None:
+    """Delete a directory so that no reader ever finds half of it: rename it away, then delete. Absent is fine.
+
+    Args:
+        within: the folder whose contents the caller may delete.
+
+    Raises:
+        InvalidConfig: as `require_within`; nothing is deleted.
+    """
+    require_within(path, within)
     doomed = _staging_name(path)
     try:
         os.rename(path, doomed)
@@ -84,6 +99,19 @@ def remove_directory(path: Path) -> None:
     flush(path.parent)  # else a power loss could bring the name back without the files
     with suppress(FileNotFoundError):  # a sweeper may be at it too
         shutil.rmtree(doomed)
+
+
+def require_within(path: Path, folder: Path) -> None:
+    """Raise `InvalidConfig` unless `path` lies inside `folder`, at any depth, links and `..` followed.
+
+    What is about to be deleted is checked once more, wherever its name came from.
+    """
+    parent = path.parent.resolve()
+    if path.name in ("", "..") or not parent.is_relative_to(folder.resolve()):
+        raise InvalidConfig(
+            f"{path} is not deleted", expected=f"something inside {folder}", got=f"{path.name or '/'} in {parent}",
+            remedy="Find out who named it: a tag, a key or a link in the workspace was altered.",
+        )
 
 
 def sweep_staging(parent: Path) -> list[str]:

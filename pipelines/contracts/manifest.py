@@ -2,15 +2,18 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, fields
 from datetime import datetime
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
 
-from pipelines.contracts.durable import sha256_of
-from pipelines.contracts.errors import IntegrityError, VersionNotFound
+from pipelines.contracts.errors import IntegrityError, InvalidConfig, VersionNotFound
+from pipelines.contracts.names import sha256_name, version_number
 from pipelines.contracts.sealed import read_sealed, write_sealed
 from pipelines.contracts.spec import TableSpec
+from pipelines.contracts.strict import build
+from pipelines.contracts.verified import open_verified, read_verified
 from pipelines.contracts.windows import Windows
 
 __all__ = ["MANIFEST_NAME", "Manifest"]
@@ -32,6 +35,9 @@ class Manifest:
         tables: one spec per table; table `item.kge` lies in `tables/item.kge.parquet` (id int64, row, event_timestamp).
         metrics: what was measured before publishing.
         files: path inside the version -> SHA-256; every file but the manifest and its seal.
+
+    Raises:
+        ValueError: a value is out of its range, or does not fit the others.
     """
 
     version: int
@@ -46,6 +52,20 @@ class Manifest:
 
     UPPER_CONFIG = "upper/config.json"
     UPPER_WEIGHTS = "upper/model.safetensors"
+
+    def __post_init__(self) -> None:
+        version_number(str(self.version))
+        if len(set(self.parents)) != len(self.parents) or not all(0 < parent < self.version for parent in self.parents):
+            raise ValueError(f"expected distinct parents before version {self.version}, got {self.parents}")
+        if len({spec.name for spec in self.tables}) != len(self.tables):
+            raise ValueError(f"expected distinct tables, got {[spec.name for spec in self.tables]}")
+        if any(moment.utcoffset() is None for moment in (self.created_at, self.as_of)):
+            raise ValueError(f"expected times with their zone, got {self.created_at} and {self.as_of}")
+        for name, sha256 in self.files.items():
+            path = PurePosixPath(name)
+            if str(path) != name or path.is_absolute() or {"..", "."} & {*path.parts, name}:
+                raise ValueError(f"expected paths inside the version, got {name!r}")
+            sha256_name(sha256)
 
     @staticmethod
     def table_path(table: str) -> str:
@@ -89,51 +109,89 @@ class Manifest:
         write_sealed(directory / MANIFEST_NAME, self.to_json())
 
     @classmethod
-    def read(cls, directory: Path) -> "Manifest":
-        """Read and check a manifest against its seal; the files it names are checked by `verify`.
+    def read(cls, directory: Path, *, version: int) -> "Manifest":
+        """Read a manifest, and check it against its seal and its place; the files it names are checked by `verify`.
+
+        Args:
+            version: which it must be: a directory that was copied or renamed holds another.
 
         Raises:
             VersionNotFound: there is no manifest here.
-            IntegrityError: the manifest's bytes are not those that were sealed, or cannot be understood.
+            IntegrityError: the manifest's bytes are not those that were sealed, cannot be understood, or are of another
+                version.
         """
         path = directory / MANIFEST_NAME
         try:
-            return cls.from_dict(read_sealed(path, remedy=_REMEDY))
+            manifest = cls.from_dict(read_sealed(path, remedy=_REMEDY))
         except FileNotFoundError as error:
             raise VersionNotFound(
                 f"no version at {directory}", expected=MANIFEST_NAME, got="nothing there",
                 remedy="`facet versions` lists what is published.",
             ) from error
-        except (AttributeError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, InvalidConfig) as error:
             raise IntegrityError(
                 f"{path} cannot be understood", expected=f"a manifest of format {FORMAT}", got=repr(error),
                 remedy=_REMEDY,
             ) from error
+        if manifest.version != version:
+            raise IntegrityError(
+                f"{path} is not in its place", expected=f"the manifest of version {version}",
+                got=f"that of version {manifest.version}",
+                remedy="Delete the directory, if it is a copy: a version is served under its own number only.",
+            )
+        return manifest
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> "Manifest":
-        """What `to_json` wrote; raises ValueError, KeyError or TypeError for anything else."""
-        if raw["format"] != FORMAT:
-            raise ValueError(f"format is not {FORMAT}")
+        """What `to_json` wrote; raises ValueError or `InvalidConfig` for anything else."""
+        written = build(_Written, raw, where="manifest", manual="pipelines/contracts/manifest.py")
+        if written.format != FORMAT:
+            raise ValueError(f"expected format {FORMAT}, got {written.format}")
+        values = {each.name: getattr(written, each.name) for each in fields(cls)}
         return cls(
             **{
-                **{name: value for name, value in raw.items() if name != "format"},
-                "created_at": datetime.fromisoformat(raw["created_at"]),
-                "as_of": datetime.fromisoformat(raw["as_of"]),
-                "windows": Windows.from_dict(raw["windows"]),
-                "parents": tuple(raw["parents"]),
-                "tables": tuple(TableSpec(**table) for table in raw["tables"]),
+                **values,
+                "created_at": datetime.fromisoformat(written.created_at),
+                "as_of": datetime.fromisoformat(written.as_of),
+                "windows": Windows.from_dict(written.windows),
             }
         )
 
     def verify(self, directory: Path, *, only: tuple[str, ...] | None = None) -> None:
-        """Hash the version's files (or `only` some); raises `IntegrityError` naming the first that differs."""
+        """Hash the version's files (or `only` some); raises `IntegrityError` naming the first that differs.
+
+        Who reads a file afterwards takes `open_file` or `read_file`: the path may name another by then.
+        """
         for name in only if only is not None else self.files:
-            path = directory / name
-            expected = self.files.get(name, "a file of this version")
-            got = sha256_of(path) if path.is_file() else "no file"
-            if got != expected:
-                raise IntegrityError(f"{path} is corrupted", expected=f"sha256 {expected}", got=got, remedy=_REMEDY)
+            with self.open_file(directory, name):
+                pass
+
+    def open_file(self, directory: Path, name: str) -> AbstractContextManager[BinaryIO]:
+        """A file of the version, open, its bytes checked; raises `IntegrityError` unless they are those published."""
+        return open_verified(directory / name, self._sha256_of(name), remedy=_REMEDY)
+
+    def read_file(self, directory: Path, name: str) -> bytes:
+        """The published bytes of a file of the version; raises `IntegrityError` if it has others."""
+        return read_verified(directory / name, self._sha256_of(name), remedy=_REMEDY)
+
+    def _sha256_of(self, name: str) -> str:
+        return self.files.get(name, "of a file of this version")
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A manifest as JSON has it."""
+
+    format: int
+    version: int
+    dataset: str
+    created_at: str
+    as_of: str
+    windows: dict[str, Any]
+    parents: tuple[int, ...]
+    tables: tuple[TableSpec, ...]
+    metrics: dict[str, Any]
+    files: dict[str, str]
 
 
 _REMEDY = "Restore the file or publish the version again; nothing is served from it."

@@ -3,12 +3,13 @@
 ```
 id ──hash──► bucket ──► key   {item.kge@7:1f0c9a3b/00d2}0000a41f          (everything up to } is its shard's)
                         value  id │ row │ id │ row │ … │ CRC-32
-                               8 B          ascending      4 B, over all before it
+                               8 B          ascending      4 B, over manifest, key and all before it
 ```
 
 A key and value of their own for every row would cost the server three times the row; a bucket shares that cost, and
 its ids keep lookups exact. The keys follow from the table's layout record alone, so that a table is deleted without
-asking the server what it has. The part in braces is what a Redis cluster hashes: the buckets of a shard share a slot,
+asking the server what it has. A value is whole only under its own key: one that was renamed, or copied from another
+table, is told by its checksum. The part in braces is what a Redis cluster hashes: the buckets of a shard share a slot,
 and shard s of 64 lies in the s-th 64th of the slots. It names the manifest, so that no two writers ever share a key.
 """
 
@@ -18,28 +19,31 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import pairwise, repeat
 from typing import Self
 
 import numpy as np
 from numba import njit
 
-from pipelines.contracts.errors import IntegrityError
+from pipelines.contracts.errors import IntegrityError, InvalidConfig
 from pipelines.contracts.hashing import bucket_of
 from pipelines.contracts.ids import batch_of
+from pipelines.contracts.names import version_number
 from pipelines.contracts.perfect_hash import load64
 from pipelines.contracts.spec import TableSpec
+from pipelines.contracts.strict import build
 
-__all__ = ["BUCKET_ROWS", "SHARDS", "PackedLayout", "are_whole", "find_rows", "pack", "unpack"]
+__all__ = ["BUCKET_ROWS", "FORMAT", "SHARDS", "PackedLayout", "find_rows", "pack", "unpack"]
 
-FORMAT = 1
+FORMAT = 2
+UNBOUND = 1  # the format before: a checksum over the records alone, under the same keys
 BUCKET_ROWS = 16  # on average. 12: 6 % more memory; 24: 2 % less, and half as much again to fetch for an id
 SHARDS = 64
 SEED = 0x5EED  # of the hash that spreads ids over buckets
 ID_BYTES, CRC_BYTES = 8, 4
 
 _SLOTS = 16_384
-_CRC_OF_WHOLE = 0x2144DF1C  # CRC-32 of any bytes followed by their own CRC-32, little-endian
+_CRC_OF_WHOLE = 0x2144DF1C  # CRC-32 of any bytes followed by their own CRC-32, little-endian, whatever it starts from
 _HEX = np.frombuffer(b"0123456789abcdef", np.uint8)
 _HEX_SHIFTS = np.arange(28, -4, -4)
 
@@ -51,6 +55,7 @@ class PackedLayout:
     Attributes:
         buckets: how many; at least 1.
         sha256: over the values of all buckets in order; None until all are written.
+        format: a table of format `UNBOUND` can be deleted by its layout, but not read.
 
     >>> spec = TableSpec("item.kge", 8, 40, "int4", "vocabulary", "00" * 8)
     >>> layout = PackedLayout.plan(spec, version=7, manifest_sha256="1f0c9a3b55")
@@ -63,10 +68,18 @@ class PackedLayout:
     manifest_sha256: str
     buckets: int
     sha256: str | None = None
+    format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        if self.format not in (FORMAT, UNBOUND):
+            raise ValueError(f"expected format {FORMAT}, got {self.format}")
+        version_number(str(self.version))
+        if self.buckets != _buckets(self.spec):
+            raise ValueError(f"expected {_buckets(self.spec)} buckets for {self.spec.rows} rows, got {self.buckets}")
 
     @classmethod
     def plan(cls, spec: TableSpec, *, version: int, manifest_sha256: str) -> Self:
-        return cls(spec, version, manifest_sha256, max(1, -(-spec.rows // BUCKET_ROWS)))
+        return cls(spec, version, manifest_sha256, _buckets(spec))
 
     @property
     def record_bytes(self) -> int:
@@ -86,6 +99,27 @@ class PackedLayout:
         text[:, : self._tags.shape[1]] = self._tags[buckets * SHARDS // self.buckets]
         text[:, self._tags.shape[1] :] = _HEX[(buckets[:, None] >> _HEX_SHIFTS) & 15]
         return text.view(f"S{text.shape[1]}").reshape(-1).tolist()
+
+    def seal(self, keys: Sequence[bytes], contents: Sequence[bytes]) -> list[bytes]:
+        """The values of keys: contents as `pack` gives them, each with its checksum."""
+        crcs = map(zlib.crc32, contents, map(zlib.crc32, keys, repeat(self._crc_start)))
+        return [content + crc.to_bytes(CRC_BYTES, "little") for content, crc in zip(contents, crcs, strict=True)]
+
+    def are_whole(self, keys: Sequence[bytes], values: Sequence[bytes]) -> bool:
+        """Whether each value is what was sealed under its key.
+
+        >>> layout = PackedLayout.plan(
+        ...     TableSpec("item.kge", 8, 40, "int4", "vocabulary", "00" * 8), version=7, manifest_sha256="1f0c9a3b55"
+        ... )
+        >>> values = layout.seal([b"a", b"b"], [b"1", b"2"])
+        >>> layout.are_whole([b"a", b"b"], values), layout.are_whole([b"b", b"a"], values)
+        (True, False)
+        """
+        return set(map(zlib.crc32, values, map(zlib.crc32, keys, repeat(self._crc_start)))) <= {_CRC_OF_WHOLE}
+
+    @cached_property
+    def _crc_start(self) -> int:
+        return zlib.crc32(self.manifest_sha256.encode())
 
     def runs(self, first: int, end: int, *, most: int) -> Iterator[np.ndarray]:
         """Buckets first .. end - 1 in order, as runs of at most `most` that lie in one shard each."""
@@ -110,7 +144,7 @@ class PackedLayout:
     def to_json(self) -> str:
         return json.dumps(
             {
-                "format": FORMAT, "version": self.version, "manifest_sha256": self.manifest_sha256,
+                "format": self.format, "version": self.version, "manifest_sha256": self.manifest_sha256,
                 "table": self.spec.to_dict(), "buckets": self.buckets, "sha256": self.sha256,
             }
         )
@@ -119,44 +153,50 @@ class PackedLayout:
     def from_json(cls, text: bytes, *, where: str) -> Self:
         """Raises `IntegrityError`, naming `where`, if this is no layout of this format."""
         try:
-            raw = json.loads(text)
-            if raw["format"] != FORMAT:
-                raise ValueError(f"format {raw['format']}")
+            written = build(_Written, json.loads(text), where=where, manual="pipelines/contracts/packed_rows.py")
             return cls(
-                TableSpec(**raw["table"]), raw["version"], raw["manifest_sha256"], raw["buckets"], raw["sha256"]
+                written.table, written.version, written.manifest_sha256, written.buckets, written.sha256,
+                written.format,
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, RecursionError, InvalidConfig) as error:
             raise IntegrityError(
                 f"{where} cannot be understood", expected=f"a layout of format {FORMAT}", got=repr(error),
                 remedy="Delete it and materialize the version again.",
             ) from error
 
 
+@dataclass(frozen=True)
+class _Written:
+    """A layout as JSON has it."""
+
+    format: int
+    version: int
+    manifest_sha256: str
+    table: TableSpec
+    buckets: int
+    sha256: str | None
+
+
+def _buckets(spec: TableSpec) -> int:
+    return max(1, -(-spec.rows // BUCKET_ROWS))
+
+
 def pack(records: np.ndarray, buckets: np.ndarray, *, count: int) -> list[bytes]:
-    """Values of buckets 0 .. count - 1.
+    """Records of buckets 0 .. count - 1, which `PackedLayout.seal` makes values of.
 
     Args:
         records: uint8 (N, record_bytes), id and row; their order within a bucket stays.
         buckets: int64 (N,), the bucket of each, below `count`.
 
-    >>> values = pack(np.array([[7] * 10, [8] * 10], np.uint8), np.array([1, 0]), count=3)
-    >>> [len(value) for value in values], are_whole(values)
-    ([14, 14, 4], True)
+    >>> packed = pack(np.array([[7] * 10, [8] * 10], np.uint8), np.array([1, 0]), count=3)
+    >>> [content.hex() for content in packed]
+    ['08080808080808080808', '07070707070707070707', '']
     """
     # 16-bit numbers are sorted by radix, several times as fast
     order = np.argsort(buckets.astype(np.uint16) if count <= 65_536 else buckets, kind="stable")
     view = memoryview(records[order].reshape(-1))
     ends = np.cumsum(np.bincount(buckets, minlength=count)) * records.shape[1]
-    return [_with_crc(bytes(view[start:end])) for start, end in pairwise([0, *ends.tolist()])]
-
-
-def _with_crc(content: bytes) -> bytes:
-    return content + zlib.crc32(content).to_bytes(CRC_BYTES, "little")
-
-
-def are_whole(values: Sequence[bytes]) -> bool:
-    """Whether all of these are what was packed: their CRC-32 fits."""
-    return set(map(zlib.crc32, values)) <= {_CRC_OF_WHOLE}
+    return [bytes(view[start:end]) for start, end in pairwise([0, *ends.tolist()])]
 
 
 def unpack(value: bytes, *, row_bytes: int) -> tuple[np.ndarray, np.ndarray]:

@@ -29,12 +29,14 @@ from pipelines.contracts.durable import replacing_file
 from pipelines.contracts.errors import DiskFull
 from pipelines.contracts.locks import locked
 from pipelines.contracts.manifest import MANIFEST_NAME
+from pipelines.contracts.names import version_number
 
-__all__ = ["Holder", "dead_pins", "holders", "pin", "unpinned"]
+__all__ = ["PINS", "Holder", "dead_pins", "holders", "pin", "unpinned"]
 
 logger = logging.getLogger(__name__)
 
-_FOLDER = "pins"
+PINS = "pins"
+"""Name of the folder, among the versions, that says who holds them."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def pin(directory: Path, *, role: str, address: str = "") -> Iterator[bool]:
             yield False
             return
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        holder = Holder(int(directory.name), role, socket.gethostname(), os.getpid(), address, now)
+        holder = Holder(version_number(directory.name), role, socket.gethostname(), os.getpid(), address, now)
         path = _folder(directory) / f"{holder.version}-{uuid.uuid4().hex[:8]}.json"
         file = _announce(path, holder)
         try:
@@ -93,16 +95,18 @@ def holders(directory: Path) -> list[Holder]:
                 found.append(Holder(**json.loads(path.read_text())))
         except FileNotFoundError:
             continue  # it has just let go
+        except (ValueError, TypeError) as error:
+            logger.warning("%s does not say who holds a version: %r", path, error)
     return found
 
 
 def dead_pins(root: Path) -> list[Path]:
     """Files of holders that died without letting go; they protect nothing and may be deleted."""
-    return [path for path in sorted((root / _FOLDER).glob("*.json")) if _is_dead(path)]
+    return [path for path in sorted((root / PINS).glob("*.json")) if _is_dead(path)]
 
 
 def _folder(directory: Path) -> Path:
-    return directory.parent / _FOLDER
+    return directory.parent / PINS
 
 
 def _is_dead(path: Path) -> bool:

@@ -25,12 +25,14 @@ def connect(url: str) -> Any:
     """
     where, options = without_password(url), {"socket_timeout": TIMEOUT_S, "socket_connect_timeout": TIMEOUT_S}
     try:
+        if "@" in url and "@" not in urlsplit(url).netloc:
+            raise ValueError("a part of the password would be taken for the server's address, and shown as such")
         client = redis.from_url(url, **options)
-    except ValueError as error:
+    except ValueError:
         raise InvalidConfig(
             "rows", expected="'segments' or a URL such as redis://127.0.0.1:6379/0 or unix:///run/redis.sock",
-            got=f"{where!r} ({error})", remedy="Correct the setting.",
-        ) from error
+            got=repr(where), remedy="Correct it; in a password, write @ / ? # and : as %40 %2F %3F %23 and %3A.",
+        ) from None  # the client's own error repeats the URL
     with reaching(where):
         if client.info("cluster")["cluster_enabled"]:
             client.close()
@@ -61,10 +63,16 @@ def reaching(where: str) -> Iterator[None]:
 
 
 def without_password(url: str) -> str:
-    """What an error may show of a URL.
+    """What anybody may see of a URL: all that is written or printed of it has been through here.
+
+    Nothing of a user, a password or options is left; a password may hold any character, `/`, `?`, `#` and `@` too.
 
     >>> without_password("redis://user:secret@host:6379/0?password=secret")
-    'redis://host:6379/0'
+    'redis://***@host:6379/0'
     """
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
+    place, _, options = rest.partition("?")
+    if "@" in options:  # of a password or of an option: it cannot be told
+        return f"{scheme}{separator}***"
+    _, at, host = place.rpartition("@")
+    return f"{scheme}{separator}{'***@' if at else ''}{host.partition('#')[0]}"

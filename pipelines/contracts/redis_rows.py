@@ -27,7 +27,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.contracts.errors import FacetError, IntegrityError, VersionConflict, VersionNotFound
-from pipelines.contracts.packed_rows import ID_BYTES, PackedLayout, are_whole, find_rows, pack
+from pipelines.contracts.names import table_name, version_number
+from pipelines.contracts.packed_rows import FORMAT, ID_BYTES, PackedLayout, find_rows, pack
 from pipelines.contracts.redis_client import reaching
 from pipelines.contracts.spec import TableSpec
 from pipelines.contracts.table_batches import checked_batches
@@ -60,6 +61,12 @@ class _Names(NamedTuple):
     def of(cls, version: int, table: str) -> "_Names":
         name = f"{table}@{version}"
         return cls(f"{{{name}}}meta", f"{{{name}}}building", f"{{{name}}}lock", name)
+
+    @classmethod
+    def read(cls, member: bytes) -> "_Names":
+        """Of a member of the index; raises ValueError if it is no table's."""
+        table, _, version = member.decode().rpartition("@")
+        return cls.of(version_number(version), table_name(table))
 
 
 class RedisTable:
@@ -134,9 +141,10 @@ class RedisTable:
                 if not self._client.exists(_Names.of(self.version, self.spec.name).meta):
                     raise _not_there(self._where, self.version, self.spec.name)
                 raise self._damaged("all of its buckets", f"no key {keys[values.index(None)].decode()}")
-        if self._verify and not are_whole(values):
-            bad = [key.decode() for key, value in zip(keys, values, strict=True) if not are_whole([value])]
-            raise self._damaged("the bytes that were written", f"others under key {bad[0]}")
+        if self._verify and not self._layout.are_whole(keys, values):
+            pairs = zip(keys, values, strict=True)
+            bad = next(key for key, value in pairs if not self._layout.are_whole([key], [value]))
+            raise self._damaged("the bytes that were written", f"others under key {bad.decode()}")
         return values
 
     def _damaged(self, expected: str, got: str) -> IntegrityError:
@@ -171,12 +179,18 @@ class RedisRows:
         self, version: int, table: str, *, verify: bool = True, part: tuple[int, int] | None = None
     ) -> RedisTable:
         """A reader; with `verify` each lookup compares the checksums of what it reads. Raises `VersionNotFound`."""
-        meta = _Names.of(version, table).meta
+        names = _Names.of(version, table)
         with reaching(self._where):
-            text = self._client.get(meta)
+            text = self._client.get(names.meta)
         if text is None:
             raise _not_there(self._where, version, table)
-        return RedisTable(self._client, self._layout(meta, text), where=self._where, verify=verify)
+        layout = self._layout(names, names.meta, text)
+        if layout.format != FORMAT:
+            raise IntegrityError(
+                self.describe(version, table), expected=f"format {FORMAT}, whose values are bound to their keys",
+                got=f"format {layout.format}", remedy="Run `feast teardown`, then materialize again.",
+            )
+        return RedisTable(self._client, layout, where=self._where, verify=verify)
 
     def check(self, version: int, table: str) -> RedisTable:
         """A reader, after all of the table was read back and compared with what was written."""
@@ -230,7 +244,7 @@ class RedisRows:
         with reaching(self._where), self._locked(version, table) as lock:
             text = self._client.get(names.meta)
             if text is not None:
-                found = self._layout(names.meta, text).manifest_sha256
+                found = self._layout(names, names.meta, text).manifest_sha256
                 if found != manifest_sha256:
                     logger.warning("%s is of manifest %s: kept", self.describe(version, table), found)
                     return
@@ -248,8 +262,11 @@ class RedisRows:
         collected = []
         with reaching(self._where):
             for member in sorted(self._client.smembers(INDEX)):
-                table, _, version = member.decode().rpartition("@")
-                names = _Names.of(int(version), table)
+                try:
+                    names = _Names.read(member)
+                except ValueError as error:
+                    logger.warning("%s of %s is not understood: %s", member, INDEX, error)
+                    continue
                 lock = self._lock(names)
                 if self._client.exists(names.meta) or not lock.acquire(blocking=False):
                     continue
@@ -267,23 +284,32 @@ class RedisRows:
         checked = checked_batches(self._renewing(lock, batches), layout.spec)
         for first, values in self._renewing(lock, _partitions(layout, checked, self._spill)):
             for run in self._renewing(lock, layout.runs(first, first + len(values), most=WRITE_BUCKETS)):
-                part = values[run[0] - first : run[-1] + 1 - first]
-                digest.update(b"".join(part))
-                self._client.mset(dict(zip(layout.keys(run), part, strict=True)))
+                keys = layout.keys(run)
+                sealed = layout.seal(keys, values[run[0] - first : run[-1] + 1 - first])
+                digest.update(b"".join(sealed))
+                self._client.mset(dict(zip(keys, sealed, strict=True)))
         return digest.hexdigest()
 
     def _delete_remains(self, names: _Names, lock: Any) -> None:
         """Delete the buckets that `building` speaks of, then `building` itself."""
         text = self._client.get(names.building)
         if text is not None:
-            layout = self._layout(names.building, text)
+            layout = self._layout(names, names.building, text)
             for run in self._renewing(lock, layout.runs(0, layout.buckets, most=DELETE_BUCKETS)):
                 self._client.unlink(*layout.keys(run))
             self._client.delete(names.building)
         self._client.srem(INDEX, names.member)
 
-    def _layout(self, key: str, text: bytes) -> PackedLayout:
-        return PackedLayout.from_json(text, where=f"key {key} at {self._where}")
+    def _layout(self, names: _Names, key: str, text: bytes) -> PackedLayout:
+        """The record under a key of these names; raises `IntegrityError` for another table's, as after a RENAME."""
+        where = f"key {key} at {self._where}"
+        layout = PackedLayout.from_json(text, where=where)
+        if (found := _Names.of(layout.version, layout.spec.name).member) != names.member:
+            raise IntegrityError(
+                f"{where} is not in its place", expected=f"the layout of {names.member}", got=f"that of {found}",
+                remedy="Delete the key and materialize the version again.",
+            )
+        return layout
 
     def _lock(self, names: _Names) -> Any:
         return self._client.lock(names.lock, timeout=self._lease_s, thread_local=False)
@@ -323,7 +349,7 @@ class RedisRows:
 def _partitions(
     layout: PackedLayout, batches: Iterable[tuple[np.ndarray, np.ndarray]], spill: Path
 ) -> Iterator[tuple[int, list[bytes]]]:
-    """Values of all buckets, as (first bucket, values of it and those that follow), from batches in order of id.
+    """Records of all buckets, as (first bucket, those of it and of what follows), from batches in order of id.
 
     The rows wait in files without names, one for each partition, which the system takes back however the process ends.
     """

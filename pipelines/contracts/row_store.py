@@ -1,15 +1,18 @@
 """Where the rows of materialized tables lie, and what every such place can do: segments on this machine, or Redis."""
 
+import logging
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from pipelines.contracts.durable import remove_directory, require_writable, sweep_staging
+from pipelines.contracts.errors import IntegrityError, VersionNotFound
 from pipelines.contracts.segment import Segment
-from pipelines.contracts.segment_delta import DeltaSegment, open_segment
+from pipelines.contracts.segment_delta import DeltaSegment, header_of, open_segment
 from pipelines.contracts.segment_delta_writer import write_copy, write_delta
 from pipelines.contracts.segment_writer import write_segment
 from pipelines.contracts.spec import TableSpec
@@ -17,6 +20,8 @@ from pipelines.contracts.strict import read_yaml
 from pipelines.contracts.workspace import Workspace
 
 __all__ = ["SEGMENTS", "Parent", "RowReader", "RowStore", "SegmentRows", "configured_rows", "row_store"]
+
+logger = logging.getLogger(__name__)
 
 SEGMENTS = "segments"
 
@@ -86,7 +91,7 @@ class RowStore(Protocol):
         ...
 
     def drop(self, version: int, table: str, *, manifest_sha256: str) -> None:
-        """Delete a table, not readable from the first moment on; absent is fine."""
+        """Delete a table, if it is there and of this manifest; not readable from the first moment on."""
         ...
 
     def collect(self) -> list[str]:
@@ -135,7 +140,14 @@ class SegmentRows:
     def open(
         self, version: int, table: str, *, verify: bool = True, part: tuple[int, int] | None = None
     ) -> Segment | DeltaSegment:
-        return open_segment(self._workspace.segment(version, table), verify=verify, part=part)
+        reader = open_segment(self._workspace.segment(version, table), verify=verify, part=part)
+        if (reader.version, reader.spec.name) != (version, table):
+            raise IntegrityError(
+                f"{self.describe(version, table)} is not in its place", expected=f"table {table} of version {version}",
+                got=f"{reader.spec.name} of version {reader.version}",
+                remedy="Delete the directory and materialize the version again.",
+            )
+        return reader
 
     def check(self, version: int, table: str) -> Segment | DeltaSegment:
         return self.open(version, table)
@@ -160,7 +172,12 @@ class SegmentRows:
         write_segment(directory, **table, batches=batches)
 
     def drop(self, version: int, table: str, *, manifest_sha256: str) -> None:
-        remove_directory(self._workspace.segment(version, table))
+        directory = self._workspace.segment(version, table)
+        with suppress(VersionNotFound, IntegrityError):  # half of one, or a damaged one: nobody reads it
+            if (found := header_of(directory).manifest_sha256) != manifest_sha256:
+                logger.warning("%s is of manifest %s: kept", self.describe(version, table), found)
+                return
+        remove_directory(directory, within=self._workspace.segments)
 
     def collect(self) -> list[str]:
         swept = []

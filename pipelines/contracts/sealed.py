@@ -20,8 +20,11 @@ def write_sealed(path: Path, text: str) -> None:
     seal_path(path).write_text(hashlib.sha256(text.encode()).hexdigest() + "\n")
 
 
-def read_sealed(path: Path, *, remedy: str) -> Any:
+def read_sealed(path: Path, *, remedy: str, sha256: str | None = None) -> Any:
     """The JSON value in `path`.
+
+    Args:
+        sha256: of its bytes, where something else than the seal names it too.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -37,7 +40,9 @@ def read_sealed(path: Path, *, remedy: str) -> Any:
         raise IntegrityError(
             f"{path} is corrupted, or its seal {seal.name}", expected=f"sha256 {expected}", got=got, remedy=remedy
         )
+    if sha256 not in (None, got):
+        raise IntegrityError(f"{path} is corrupted", expected=f"sha256 {sha256}", got=got, remedy=remedy)
     try:
         return json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{path} cannot be understood", expected="JSON", got=repr(error), remedy=remedy) from error

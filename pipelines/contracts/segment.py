@@ -28,29 +28,19 @@ A segment directory appears by one rename, whole, and never changes afterwards. 
 one before may have a `pipelines.contracts.segment_delta` in its place.
 """
 
-import mmap
-from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipelines.contracts.durable import sha256_of
-from pipelines.contracts.errors import IntegrityError, VersionNotFound
+from pipelines.contracts.errors import IntegrityError
 from pipelines.contracts.hashing import seed_mask
 from pipelines.contracts.ids import batch_of
-from pipelines.contracts.sealed import read_sealed
-from pipelines.contracts.segment_index import MIN_ROW_BYTES, gather, locate, parts_table, row_stride
-from pipelines.contracts.spec import TableSpec
+from pipelines.contracts.mapped_array import MappedArray, open_array
+from pipelines.contracts.segment_header import ARRAYS, HEADER_NAME, REMEDY, IndexNumbers, SegmentHeader, read_header
+from pipelines.contracts.segment_index import MIN_ROW_BYTES, gather, locate, parts_table
 
-__all__ = ["ARRAYS", "FORMAT", "HEADER_NAME", "Segment", "check_files", "mapped", "ranges_of", "read_header"]
-
-FORMAT = 2
-HEADER_NAME = "segment.json"
-ARRAYS = ("rows.npy", "parts.npy", "pilots.npy", "remap.npy")
-_REMEDY = "Delete the segment and materialize the version again."
-_MADV_POPULATE_READ = 22  # Linux 5.14; not yet named by Python's mmap
+__all__ = ["Segment", "ranges_of", "require_parts"]
 
 
 class Segment:
@@ -65,61 +55,62 @@ class Segment:
         rows: uint8 (N, row_bytes), every row in the order of the segment; a view of the mapped file.
         default: uint8, the default row, at least MIN_ROW_BYTES long.
         index: what the kernels of `pipelines.contracts.segment_index` find rows with, the stored rows included.
+        files: what is mapped; asked before each lookup whether it is whole.
     """
 
     at_hand = True
 
-    def __init__(
-        self, spec: TableSpec, *, version: int, manifest_sha256: str, index: dict[str, int],
-        arrays: dict[str, np.ndarray],
-    ) -> None:
-        self.spec, self.version, self.manifest_sha256 = spec, version, manifest_sha256
-        stored = arrays["rows.npy"]
+    def __init__(self, header: SegmentHeader, arrays: dict[str, MappedArray]) -> None:
+        self.spec, self.version, self.manifest_sha256 = header.table, header.version, header.manifest_sha256
+        spec, index, stored = header.table, header.index, arrays["rows.npy"].array
         self.rows = stored[:, : spec.row_bytes]
         self._row_bytes = spec.row_bytes
         self.default = np.frombuffer(spec.default_row_bytes.ljust(MIN_ROW_BYTES, b"\0"), np.uint8)
         parameters = np.array(
             [
-                seed_mask(index["seed"]), seed_mask(spec.hash_seed), index["part_shift"], index["pilots"],
-                index["slots"], spec.rows - spec.buckets, spec.buckets, 64 - 8 * index["print_bytes"],
+                seed_mask(index.seed), seed_mask(spec.hash_seed), index.part_shift, index.pilots, index.slots,
+                spec.rows - spec.buckets, spec.buckets, 64 - 8 * index.print_bytes,
             ],
             np.uint64,
         )
-        parts = parts_table(arrays["parts.npy"], slots=index["slots"], buckets=spec.buckets)
+        parts = parts_table(arrays["parts.npy"].array, slots=index.slots, buckets=spec.buckets)
         self.index = (
-            parameters, parts, arrays["pilots.npy"], arrays["remap.npy"], stored.reshape(-1), stored.shape[1],
+            parameters, parts, arrays["pilots.npy"].array, arrays["remap.npy"].array, stored.reshape(-1),
+            stored.shape[1],
         )
+        # of the parts a copy is used
+        self.files = tuple(arrays[name].file for name in ARRAYS if name != "parts.npy" and arrays[name].file)
 
     @classmethod
-    def open(cls, directory: Path, *, verify: bool = True, part: tuple[int, int] | None = None) -> "Segment":
-        """Map a segment; with `verify` its files are hashed against its header first.
+    def open(
+        cls, directory: Path, *, verify: bool = True, part: tuple[int, int] | None = None,
+        header_sha256: str | None = None,
+    ) -> "Segment":
+        """Map a segment; with `verify` each of its files is hashed against its header before it is used.
 
         Args:
             part: (i, n) where almost all ids to come have (hash64(id) >> 32) * n >> 32 == i: of the rows, only those
                 of such ids are entered into this process's memory, about one in n. Any other row is read as correctly,
                 but at its first use from the file.
+            header_sha256: of the header, where another file names it.
 
         Raises:
             VersionNotFound: there is no segment here.
-            IntegrityError: a file is missing, truncated or has other bytes than were written.
+            IntegrityError: a file is missing, truncated, has other bytes than were written, or does not fit the others.
         """
-        header = read_header(directory / HEADER_NAME, FORMAT)
-        if verify:
-            check_files(directory, header["files"])
-        spec = TableSpec(**header["table"])
-        arrays = {name: mapped(directory / name, populate=verify) for name in ARRAYS if name != "rows.npy"}
-        ranges = None if part is None else ranges_of(part, header["index"], arrays["parts.npy"], spec.buckets)
-        arrays["rows.npy"] = mapped(directory / "rows.npy", populate=verify, ranges=ranges)
-        shape = spec.rows, row_stride(spec.row_bytes, header["index"]["print_bytes"])
-        if arrays["rows.npy"].shape != shape:
-            raise IntegrityError(
-                f"{directory / 'rows.npy'} does not fit its header", expected=str(shape),
-                got=str(arrays["rows.npy"].shape), remedy=_REMEDY,
+        header = read_header(directory / HEADER_NAME, SegmentHeader, sha256=header_sha256)
+
+        def opened(name: str, **how: Any) -> MappedArray:
+            return open_array(
+                directory / name, *header.shapes[name], sha256=header.files[name] if verify else None, remedy=REMEDY,
+                populate=verify, **how,
             )
-        segment = cls(
-            spec, version=header["version"], manifest_sha256=header["manifest_sha256"], index=header["index"],
-            arrays=arrays,
-        )
+
+        arrays = {name: opened(name) for name in ARRAYS if name != "rows.npy"}
+        require_parts(directory / "parts.npy", arrays["parts.npy"].array, header)
+        ranges = part and ranges_of(part, header.index, arrays["parts.npy"].array, header.table.buckets)
+        arrays["rows.npy"] = opened("rows.npy", ranges=ranges, private=False)
+        segment = cls(header, arrays)
         segment.lookup(np.zeros(1, np.int64))  # loads the compiled lookup now, so that no request waits for it
         return segment
 
@@ -132,7 +123,12 @@ class Segment:
         Returns:
             rows: uint8, shape (B, row_bytes).
             found: bool, shape (B,); True wherever the id rule gives the id a row, its own or a bucket's.
+
+        Raises:
+            IntegrityError: a file of the segment was cut since it was opened.
         """
+        for file in self.files:
+            file.require_whole()
         ids = batch_of(ids)
         size = len(ids) * self._row_bytes
         rows, found = np.empty(size + MIN_ROW_BYTES, np.uint8), np.empty(len(ids), np.bool_)
@@ -147,39 +143,8 @@ class Segment:
         return out
 
 
-def read_header(path: Path, expected_format: int) -> dict[str, Any]:
-    """The header of a segment, checked against its seal.
-
-    Raises:
-        VersionNotFound: there is none.
-        IntegrityError: it was altered, or is of another format.
-    """
-    if not path.is_file():
-        raise VersionNotFound(
-            f"no segment at {path.parent}", expected="a materialized table", got="nothing there",
-            remedy="Run `feast materialize` over the version's time.",
-        )
-    header = read_sealed(path, remedy=_REMEDY)
-    if header.get("format") != expected_format:
-        raise IntegrityError(
-            f"{path} cannot be understood", expected=f"a segment of format {expected_format}",
-            got=f"format {header.get('format')}", remedy=_REMEDY,
-        )
-    return header
-
-
-def check_files(directory: Path, files: dict[str, str]) -> None:
-    """Hash files of a segment (path inside it -> SHA-256); raises `IntegrityError` naming the first that differs."""
-    _read_ahead(directory / name for name in files)
-    for name, expected in files.items():
-        path = directory / name
-        got = sha256_of(path) if path.is_file() else "no file"
-        if got != expected:
-            raise IntegrityError(f"{path} is corrupted", expected=f"sha256 {expected}", got=got, remedy=_REMEDY)
-
-
 def ranges_of(
-    part: tuple[int, int], index: dict[str, int], parts: np.ndarray, buckets: int
+    part: tuple[int, int], index: IndexNumbers, parts: np.ndarray, buckets: int
 ) -> list[tuple[int, int]] | None:
     """Ranges of `rows.npy` with the rows of part i of n of the ids; None if they lie everywhere.
 
@@ -187,68 +152,29 @@ def ranges_of(
     are not of the vocabulary may fall into any of the buckets, which are hashed with another seed.
     """
     number, count = part
-    if index["seed"] or not 0 <= number < count:
+    if index.seed or not 0 <= number < count:
         return None  # in the order of another hash
     least, limit = (-(-bound * 2**32 // count) << 32 for bound in (number, number + 1))
-    first, last = (hashed >> 1 >> index["part_shift"] for hashed in (least, limit - 1))
+    first, last = (hashed >> 1 >> index.part_shift for hashed in (least, limit - 1))
     return [(0, buckets), (buckets + int(parts[first, 0]), buckets + int(parts[last + 1, 0]))]
 
 
-def mapped(path: Path, *, populate: bool, ranges: Iterable[tuple[int, int]] | None = None) -> np.ndarray:
-    """A read-only array over the pages of an .npy file; with `populate` they are entered into this process's tables.
+def require_parts(path: Path, parts: np.ndarray, header: SegmentHeader) -> None:
+    """Raise `IntegrityError` unless the parts hold the vocabulary's rows one after another, each no more than it can.
 
-    Without that, the first lookup of every page would pay for a fault.
-
-    Args:
-        ranges: of the array's first axis, which alone are populated; by default all of it.
-
-    Raises:
-        IntegrityError: the file is missing, or is no array.
-    """
-    try:
-        with path.open("rb") as file:
-            major, _ = np.lib.format.read_magic(file)
-            if major != 1:
-                raise ValueError(f"version {major} of the .npy format")
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-            start, size = file.tell(), int(np.prod(shape))
-            if not size:  # as read-only as the others: to the kernels, that is another type
-                return np.frombuffer(b"", dtype).reshape(shape)
-            pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        array = np.frombuffer(pages, dtype, count=size, offset=start).reshape(shape)
-    except (OSError, ValueError) as error:
-        raise IntegrityError(f"{path} cannot be read", expected="an array", got=repr(error), remedy=_REMEDY) from error
-    if populate and ranges is None:
-        _populate(pages)
-    elif populate:
-        stride = array.strides[0]
-        _populate(pages, [(start + first * stride, start + end * stride) for first, end in ranges if end > first])
-    return array
-
-
-def _populate(pages: mmap.mmap, ranges: Iterable[tuple[int, int]] | None = None) -> None:
-    """Enter a map's pages into this process's tables, as huge pages where the file lies in such; read what is absent.
-
-    A lookup is bound by its cache and address translation misses: from huge pages it takes two thirds of the time.
+    With the shapes of the header, this keeps every row and place in the remap that a lookup finds inside the arrays.
 
     Args:
-        ranges: of bytes; by default all.
+        parts: uint64 (P + 1, 2), as `parts.npy` has it.
     """
-    with suppress(OSError):  # a kernel without huge pages of files
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    for start, end in [(0, len(pages))] if ranges is None else ranges:
-        start -= start % mmap.PAGESIZE
-        try:
-            pages.madvise(_MADV_POPULATE_READ, start, end - start)
-        except OSError:  # an older kernel: the pages come one by one
-            pages.madvise(mmap.MADV_WILLNEED, start, end - start)
-
-
-def _read_ahead(paths: Iterable[Path]) -> None:
-    """Have files that are not in memory read into huge pages, before anything else reads them into small ones."""
-    for path in paths:
-        with (
-            suppress(OSError, ValueError),  # not there, or empty: the check will say so
-            path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as pages,
-        ):
-            _populate(pages)
+    bounds = parts[:, 0]
+    ascend = bool((bounds[1:] >= bounds[:-1]).all())
+    most = int((bounds[1:] - bounds[:-1]).max())
+    vocabulary_rows = header.table.rows - header.table.buckets
+    if not (ascend and bounds[0] == 0 and bounds[-1] == vocabulary_rows and most <= header.index.slots):
+        raise IntegrityError(
+            f"{path} does not fit its header",
+            expected=f"parts of 0 to {vocabulary_rows} rows, each of {header.index.slots} at most",
+            got=f"{bounds[0]} to {bounds[-1]}, {'each' if ascend else 'out of order, one'} of up to {most}",
+            remedy=REMEDY,
+        )

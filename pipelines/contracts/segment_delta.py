@@ -24,16 +24,24 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines.contracts.errors import IntegrityError
 from pipelines.contracts.ids import batch_of
-from pipelines.contracts.segment import Segment, check_files, mapped, read_header
+from pipelines.contracts.mapped_array import MappedArray, open_array
+from pipelines.contracts.segment import Segment
+from pipelines.contracts.segment_header import (
+    BASE,
+    DELTA_NAME,
+    HEADER_NAME,
+    OVERLAY,
+    REMEDY,
+    REPLACED,
+    DeltaHeader,
+    SegmentHeader,
+    read_header,
+)
 from pipelines.contracts.segment_index import MIN_ROW_BYTES, gather_newer
-from pipelines.contracts.spec import TableSpec
 
-__all__ = ["BASE", "DELTA_NAME", "FORMAT", "OVERLAY", "REPLACED", "DeltaSegment", "open_segment"]
-
-FORMAT = 1
-DELTA_NAME = "delta.json"
-BASE, OVERLAY, REPLACED = "base", "overlay", "replaced.npy"
+__all__ = ["DeltaSegment", "header_of", "open_segment"]
 
 
 class DeltaSegment:
@@ -48,31 +56,38 @@ class DeltaSegment:
 
     at_hand = True
 
-    def __init__(
-        self, spec: TableSpec, *, version: int, manifest_sha256: str, base: Segment, overlay: Segment,
-        replaced: np.ndarray,
-    ) -> None:
-        self.spec, self.version, self.manifest_sha256 = spec, version, manifest_sha256
-        self.base, self.overlay, self._replaced = base, overlay, replaced
-        self._row_bytes = spec.row_bytes
+    def __init__(self, header: DeltaHeader, base: Segment, overlay: Segment, replaced: MappedArray) -> None:
+        self.spec, self.version, self.manifest_sha256 = header.table, header.version, header.manifest_sha256
+        self.base, self.overlay, self._replaced = base, overlay, replaced.array
+        self._row_bytes = header.table.row_bytes
+        self.files = (*base.files, *overlay.files, *((replaced.file,) if replaced.file else ()))
 
     @classmethod
     def open(cls, directory: Path, *, verify: bool = True, part: tuple[int, int] | None = None) -> "DeltaSegment":
-        """Map a delta; with `verify` all of its files, the shared ones too, are hashed first; `part` as `Segment.open`.
+        """Map a delta; with `verify` each of its files, the shared ones too, is hashed first; `part` as `Segment.open`.
 
         Raises:
             VersionNotFound: there is no delta here.
-            IntegrityError: a file is missing, truncated or has other bytes than were written.
+            IntegrityError: a file is missing, truncated, has other bytes than were written, or does not fit the others.
         """
-        header = read_header(directory / DELTA_NAME, FORMAT)
-        if verify:
-            check_files(directory, header["files"])
-        segment = cls(
-            TableSpec(**header["table"]), version=header["version"], manifest_sha256=header["manifest_sha256"],
-            base=Segment.open(directory / BASE, verify=verify, part=part),
-            overlay=Segment.open(directory / OVERLAY, verify=verify, part=part),
-            replaced=mapped(directory / REPLACED, populate=verify),
+        header = read_header(directory / DELTA_NAME, DeltaHeader)
+
+        def opened(name: str) -> Segment:
+            sha256 = header.files[f"{name}/{HEADER_NAME}"]
+            segment = Segment.open(directory / name, verify=verify, part=part, header_sha256=sha256)
+            if not header.table.is_like(segment.spec):
+                raise IntegrityError(
+                    f"{directory / name} does not fit {DELTA_NAME}", expected=f"a table like {header.table}",
+                    got=str(segment.spec), remedy=REMEDY,
+                )
+            return segment
+
+        base, overlay = opened(BASE), opened(OVERLAY)
+        replaced = open_array(
+            directory / REPLACED, np.uint8, (-(-base.spec.rows // 8),), remedy=REMEDY, populate=verify,
+            sha256=header.files[REPLACED] if verify else None,
         )
+        segment = cls(header, base, overlay, replaced)
         segment.lookup(np.zeros(1, np.int64))  # loads the compiled lookup now, so that no request waits for it
         return segment
 
@@ -83,6 +98,8 @@ class DeltaSegment:
 
     def lookup(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As `Segment.lookup`: int64 (B,) -> rows uint8 (B, row_bytes), found bool (B,)."""
+        for file in self.files:
+            file.require_whole()
         ids = batch_of(ids)
         size = len(ids) * self._row_bytes
         rows, found = np.empty(size + MIN_ROW_BYTES, np.uint8), np.empty(len(ids), np.bool_)
@@ -98,3 +115,10 @@ def open_segment(
     """The reader of what lies at `directory`; takes and raises what `Segment.open` does."""
     kind = DeltaSegment if (directory / DELTA_NAME).is_file() else Segment
     return kind.open(directory, verify=verify, part=part)
+
+
+def header_of(directory: Path) -> SegmentHeader | DeltaHeader:
+    """What lies at `directory`, by its header alone; raises as `read_header`."""
+    if (directory / DELTA_NAME).is_file():
+        return read_header(directory / DELTA_NAME, DeltaHeader)
+    return read_header(directory / HEADER_NAME, SegmentHeader)

@@ -21,13 +21,24 @@ import pyarrow as pa
 from pipelines.contracts.durable import creating_directory, sha256_of
 from pipelines.contracts.errors import IntegrityError, VersionNotFound
 from pipelines.contracts.sealed import read_sealed, seal_path, write_sealed
-from pipelines.contracts.segment import FORMAT as SEGMENT_FORMAT
-from pipelines.contracts.segment import HEADER_NAME, Segment, check_files, read_header
-from pipelines.contracts.segment_delta import BASE, DELTA_NAME, FORMAT, OVERLAY, REPLACED, open_segment
+from pipelines.contracts.segment import Segment
+from pipelines.contracts.segment_delta import open_segment
+from pipelines.contracts.segment_header import (
+    BASE,
+    DELTA_NAME,
+    HEADER_NAME,
+    OVERLAY,
+    REMEDY,
+    REPLACED,
+    DeltaHeader,
+    SegmentHeader,
+    read_header,
+)
 from pipelines.contracts.segment_index import match_rows
 from pipelines.contracts.segment_writer import write_segment
 from pipelines.contracts.spec import TableSpec
 from pipelines.contracts.table_batches import checked_batches
+from pipelines.contracts.verified import open_verified
 
 __all__ = ["MOST_CHANGED", "write_copy", "write_delta"]
 
@@ -60,7 +71,7 @@ def write_delta(
         InvalidTable, OSError: as `write_segment`.
     """
     try:
-        with creating_directory(directory) as staging:
+        with creating_directory(directory, read_only=True) as staging:
             base = _link_base(parent, staging / BASE)
             _require_kind(base.spec, spec)
             kept, masks, changed_rows = _compare(batches, spec, base, most_changed)
@@ -70,9 +81,9 @@ def write_delta(
                 staging / OVERLAY, spec=replace(spec, rows=changed_rows), version=version,
                 manifest_sha256=manifest_sha256, batches=_changed(batches, masks), exact_rows=changed_rows,
             )
-            names = (REPLACED, f"{BASE}/{HEADER_NAME}", f"{OVERLAY}/{HEADER_NAME}")
+            names = (REPLACED, DeltaHeader.BASE_HEADER, DeltaHeader.OVERLAY_HEADER)
             header = {
-                "format": FORMAT,
+                "format": DeltaHeader.FORMAT,
                 "version": version,
                 "manifest_sha256": manifest_sha256,
                 "table": spec.to_dict(),
@@ -100,7 +111,7 @@ def write_copy(
         OSError: as `write_segment`.
     """
     try:
-        with creating_directory(directory) as staging:
+        with creating_directory(directory, read_only=True) as staging:
             _link_all(parent, staging)
             theirs = open_segment(staging)
             if theirs.manifest_sha256 != parent_manifest_sha256:
@@ -128,10 +139,8 @@ def _say_why(directory: Path, parent: Path, error: Exception) -> None:
 
 def _require_kind(theirs: TableSpec, ours: TableSpec) -> None:
     """Two tables can share rows if they differ in nothing but how many they have and what unknown ids get."""
-    free = ("rows", "default_row")
-    differ = [name for name, value in theirs.to_dict().items() if name not in free and value != getattr(ours, name)]
-    if differ:
-        raise _NotShared(f"its {' and '.join(differ)} is another")
+    if not theirs.is_like(ours):
+        raise _NotShared(f"it is of another kind of table: {theirs}")
 
 
 def _link_base(parent: Path, directory: Path) -> Segment:
@@ -154,8 +163,10 @@ def _link_all(source: Path, target: Path) -> None:
 
 def _check_base(directory: Path, *, rows: bool) -> None:
     """Hash the base's rows, or everything else: the kernels trust the index, of which there is little."""
-    files = read_header(directory / HEADER_NAME, SEGMENT_FORMAT)["files"]
-    check_files(directory, {name: sha256 for name, sha256 in files.items() if (name == "rows.npy") == rows})
+    for name, sha256 in read_header(directory / HEADER_NAME, SegmentHeader).files.items():
+        if (name == "rows.npy") == rows:
+            with open_verified(directory / name, sha256, remedy=REMEDY):
+                pass
 
 
 def _compare(

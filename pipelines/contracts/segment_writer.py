@@ -28,7 +28,7 @@ from pipelines.contracts.errors import InvalidTable
 from pipelines.contracts.hashing import hash64
 from pipelines.contracts.perfect_hash import BUCKET_KEYS, LOAD, build_part, fingerprint, store64
 from pipelines.contracts.sealed import write_sealed
-from pipelines.contracts.segment import FORMAT, HEADER_NAME
+from pipelines.contracts.segment_header import HEADER_NAME, SegmentHeader
 from pipelines.contracts.segment_index import MIN_ROW_BYTES, copy_words, row_stride
 from pipelines.contracts.spec import TableSpec
 from pipelines.contracts.table_batches import checked_batches
@@ -63,7 +63,7 @@ def write_segment(
     """
     print_bytes = 8 if spec.rows <= exact_rows else 2
     stored_bytes, stride = max(spec.row_bytes, MIN_ROW_BYTES), row_stride(spec.row_bytes, print_bytes)
-    with creating_directory(directory) as staging, ExitStack() as stack:
+    with creating_directory(directory, read_only=True) as staging, ExitStack() as stack:
         records = stack.enter_context(_Records(staging, spec.rows - spec.buckets, stored_bytes, group_bytes))
         rows = stack.enter_context(_ArrayFile(staging / "rows.npy", (spec.rows, stride)))
         for ids, packed in checked_batches(batches, spec):
@@ -73,7 +73,7 @@ def write_segment(
                 packed = np.pad(packed, ((0, 0), (0, stored_bytes - spec.row_bytes)))
             records.add(hash64(ids[head:], SEED), packed[head:])
         header = {
-            "format": FORMAT,
+            "format": SegmentHeader.FORMAT,
             "version": version,
             "manifest_sha256": manifest_sha256,
             "table": spec.to_dict(),

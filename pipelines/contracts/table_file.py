@@ -7,6 +7,7 @@ Parquet's defaults.
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -51,13 +52,13 @@ def write_table_file(
                 )
 
 
-def open_table_file(path: Path) -> pq.ParquetFile:
-    """The file of a table, for reading in batches; close it, or use it as a context.
+def open_table_file(source: Path | BinaryIO) -> pq.ParquetFile:
+    """The file of a table, for reading in batches; close it, or use it as a context. An open file stays open.
 
     Nothing that was read is kept: Arrow's buffering ahead would hold every row group until the file is closed, which
     for a large table is the table, and takes ten times as long.
     """
-    return pq.ParquetFile(path, pre_buffer=False)
+    return pq.ParquetFile(source, pre_buffer=False)
 
 
 def row_matrix(column: pa.FixedSizeBinaryArray) -> np.ndarray:

@@ -5,7 +5,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +14,7 @@ from pipelines.contracts.durable import creating_directory, flush, replacing_fil
 from pipelines.contracts.errors import FacetError, IntegrityError, VersionConflict, VersionInUse, VersionNotFound
 from pipelines.contracts.locks import locked
 from pipelines.contracts.manifest import MANIFEST_NAME, Manifest
+from pipelines.contracts.names import sha256_name, version_number
 from pipelines.contracts.pins import Holder, holders, pin, unpinned
 
 __all__ = ["RETIRED_NAME", "Retirement", "VersionStore"]
@@ -37,10 +38,10 @@ class Retirement:
     by: str
 
     @classmethod
-    def of(cls, directory: Path) -> "Retirement":
+    def of(cls, directory: Path, *, version: int) -> "Retirement":
         """The retirement, now and by this user, of the version that lies in `directory`."""
         try:
-            manifest = Manifest.read(directory)
+            manifest = Manifest.read(directory, version=version)
         except IntegrityError:
             manifest = None
         return cls(manifest, sha256_of(directory / MANIFEST_NAME), datetime.now(UTC), _user())
@@ -56,14 +57,15 @@ class Retirement:
             staging.write_text(json.dumps(raw, indent=1, sort_keys=True))
 
     @classmethod
-    def read(cls, path: Path) -> "Retirement":
+    def read(cls, path: Path, *, version: int) -> "Retirement":
         """Raises `IntegrityError` if it cannot be understood, or tells of another manifest than was retired."""
         try:
             raw = json.loads(path.read_bytes())
             manifest = raw["manifest"] and Manifest.from_dict(raw["manifest"])
-            if manifest and manifest.sha256 != raw["manifest_sha256"]:
-                raise ValueError(f"its manifest has sha256 {manifest.sha256}")
-            return cls(manifest, raw["manifest_sha256"], datetime.fromisoformat(raw["at"]), raw["by"])
+            if manifest and (manifest.sha256, manifest.version) != (raw["manifest_sha256"], version):
+                raise ValueError(f"its manifest is of version {manifest.version} and has sha256 {manifest.sha256}")
+            sha256 = sha256_name(raw["manifest_sha256"])
+            return cls(manifest, sha256, datetime.fromisoformat(raw["at"]), raw["by"])
         except (OSError, ValueError, KeyError, TypeError, FacetError) as error:
             raise IntegrityError(
                 f"{path} cannot be read", expected="what is kept of a retired version", got=repr(error),
@@ -87,7 +89,7 @@ class VersionStore:
         self.root = Path(root)
 
     def path(self, version: int) -> Path:
-        return self.root / str(version)
+        return self.root / f"{version:d}"
 
     def numbers(self) -> list[int]:
         """Published versions, ascending."""
@@ -102,7 +104,7 @@ class VersionStore:
         """
         directory = self.path(version)
         try:
-            return Manifest.read(directory)
+            return Manifest.read(directory, version=version)
         except VersionNotFound as error:
             if directory.is_dir() and not (directory / RETIRED_NAME).is_file():
                 raise IntegrityError(
@@ -217,7 +219,7 @@ class VersionStore:
                     remedy="Roll out another version there, or stop the process; then retire again.",
                 )
             self._refuse_current(version)  # again: only now can the pointer not move to it
-            retirement = Retirement.of(directory)
+            retirement = Retirement.of(directory, version=version)
             retirement.write(directory / RETIRED_NAME)
             (directory / MANIFEST_NAME).unlink()
             flush(directory)
@@ -240,12 +242,15 @@ class VersionStore:
         """
         if version not in self.retired():
             raise self._not_found(version)
-        return Retirement.read(self.path(version) / RETIRED_NAME)
+        return Retirement.read(self.path(version) / RETIRED_NAME, version=version)
 
     def _taken(self) -> list[int]:
         """Numbers that have a directory, published or not, ascending."""
-        paths = self.root.iterdir() if self.root.is_dir() else ()
-        return sorted(int(path.name) for path in paths if path.name.isdigit())
+        numbers = []
+        for path in self.root.iterdir() if self.root.is_dir() else ():
+            with suppress(ValueError):  # of another name: not a version's
+                numbers.append(version_number(path.name))
+        return sorted(numbers)
 
     def _require(self, held: bool, version: int) -> None:
         """Raise unless a shared lock on the version's manifest was got."""

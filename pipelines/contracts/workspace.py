@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.contracts.errors import NotPrepared
+from pipelines.contracts.names import table_name
 from pipelines.contracts.version import VersionStore
 
 __all__ = ["Run", "Workspace"]
@@ -80,8 +81,12 @@ class Workspace:
     def segments(self) -> Path:
         return self.root / "segments"
 
+    def segments_of(self, version: int) -> Path:
+        return self.segments / f"{version:d}"
+
     def segment(self, version: int, table: str) -> Path:
-        return self.segments / str(version) / table
+        """Where a table's segment lies; raises ValueError for what is no table name, which would lead elsewhere."""
+        return self.segments_of(version) / table_name(table)
 
     @property
     def feature_repo(self) -> Path:

@@ -73,7 +73,8 @@ class Bench:
         return directory
 
     def drop_segment(self, rows: int) -> None:
-        remove_directory(self.repository(rows).workspace.segment(1, TABLE))
+        workspace = self.repository(rows).workspace
+        remove_directory(workspace.segment(1, TABLE), within=workspace.segments)
 
 
 def segment_bytes(directory: Path) -> int:

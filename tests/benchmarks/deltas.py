@@ -44,10 +44,10 @@ def deltas(bench: Bench) -> Iterator[Result]:
         if not write_delta(folder / str(share), **identity, batches=batches, parent=parent, most_changed=1.0):
             raise RuntimeError("no delta was written")
 
-    sides = [Side(FULL, write_full, after=lambda: remove_directory(full))]
+    sides = [Side(FULL, write_full, after=lambda: remove_directory(full, within=folder))]
     sides += [
         Side(_name(share), lambda _, share=share: write_share(share), after=lambda share=share: remove_directory(
-            folder / str(share)
+            folder / str(share), within=folder
         ))
         for share in SHARES
     ]

@@ -164,12 +164,12 @@ def against_sorted_array(bench: Bench) -> Iterator[Result]:
                 segment, spec=manifest.table(TABLE), version=1, manifest_sha256=manifest.sha256,
                 batches=record_batches(path),
             ),
-            after=lambda: remove_directory(segment),
+            after=lambda: remove_directory(segment, within=segment.parent),
         ),
         Side(
             "rows beside a sorted array of ids",
             lambda _: SortedArray.write(sorted_array, record_batches(path), rows=rows, row_bytes=ROW_BYTES),
-            after=lambda: remove_directory(sorted_array),
+            after=lambda: remove_directory(sorted_array, within=sorted_array.parent),
         ),
     ]
     ours, rival = interleave(sides, rounds=bench.sizes.rounds, label="index build").values()

@@ -171,6 +171,52 @@ def test_teardown_deletes_what_can_be_materialized_again_and_nothing_else(own_wo
     assert ask(own_workspace.store(), 1, "item.kge", entity_ids("item", 200)[:1].tolist()) != [None]
 
 
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"table": "../../versions"}, {"table": "../2/item.kge"}, {"table": ""}, {"version": ".."}, {"version": "../.."},
+        {"manifest_sha256": "../.."}, {"as_of": "never"},
+    ],
+    ids=str,
+)
+def test_a_view_tagged_with_a_path_deletes_nothing(
+    own_workspace: FeastRepository, caplog: pytest.LogCaptureFixture, tags: dict[str, str]
+) -> None:
+    store = own_workspace.store()
+    view = store.get_feature_view("item_kge__v1")
+    view.tags = {**view.tags, **tags}
+    store.registry.apply_feature_view(view, store.project)
+    before = files_below(own_workspace.workspace.root)
+    with pytest.raises(IntegrityError, match="tags of an embedding view"):
+        ask(own_workspace.store(), 1, "item.kge", [1])
+    with pytest.raises(IntegrityError, match="tags of an embedding view"):
+        own_workspace.materialize(["item_kge__v1"])
+    own_workspace.store().teardown()
+    gone = before - files_below(own_workspace.workspace.root)
+    segments = own_workspace.workspace.segments
+    own = {path for path in before if path.is_relative_to(segments)}
+    kept = {path for path in own if path.is_relative_to(segments / "1" / "item.kge")}
+    assert gone - {path for path in gone if "feast" in path.parts} == own - kept
+    assert "item_kge__v1 goes, and no rows with it" in caplog.text
+
+
+def test_a_view_of_another_manifest_deletes_no_segment(
+    own_workspace: FeastRepository, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = own_workspace.store()
+    view = store.get_feature_view("item_kge__v1")
+    view.tags = {**view.tags, "manifest_sha256": "ab" * 32}
+    store.registry.apply_feature_view(view, store.project)
+    own_workspace.store().teardown()
+    segments = own_workspace.workspace.segments
+    left = {path.parent for path in segments.rglob("*") if path.is_file()}
+    assert left == {segments / "1" / "item.kge"} and "item.kge is of manifest" in caplog.text
+
+
+def files_below(root: Path) -> set[Path]:
+    return {path for path in root.rglob("*") if path.is_file()}
+
+
 # Everything that Feast's interface has, and what becomes of it here: `ours`, or inherited and why that is right.
 REVIEWED = {
     "async_supported": "ours",

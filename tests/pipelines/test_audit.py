@@ -38,6 +38,8 @@ def forge(segment: Path, change: Callable[[np.ndarray], None]) -> None:
     """
     rows = np.load(segment / "rows.npy")
     change(rows)
+    for path in segment.iterdir():
+        path.chmod(0o644)
     np.save(segment / "rows.npy", rows)
     header = json.loads((segment / "segment.json").read_text())
     header["files"]["rows.npy"] = sha256_of(segment / "rows.npy")

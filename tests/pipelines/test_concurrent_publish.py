@@ -44,7 +44,7 @@ def test_two_materializations(own_workspace: FeastRepository) -> None:
     workspace = own_workspace.workspace
     specs = [(version, spec) for version in (1, 2) for spec in workspace.versions.manifest(version).tables]
     for version, spec in specs:
-        remove_directory(workspace.segment(version, spec.name))
+        remove_directory(workspace.segment(version, spec.name), within=workspace.segments)
     views = [spec.view_name(version) for version, spec in specs]
     outcomes = race(range(len(views)), *[(materializing, own_workspace.root, views)] * 2)
     for (version, spec), outcome in zip(specs, outcomes, strict=True):

@@ -250,7 +250,7 @@ def test_materializing_killed_at_random_instants(stage: Stage, large_version: in
             kill_after_s=kill_after_s,
         )
 
-    tally = Tally("materialize", run, lambda: remove_directory(segments))
+    tally = Tally("materialize", run, lambda: remove_directory(segments, within=segments.parent))
     for i, outcome in tally.kills():
         stage.require_old_version()
         whole = [Segment.open(segments / table).spec.rows for table in DIMS if (segments / table).exists()]
@@ -263,7 +263,7 @@ def test_materializing_killed_at_random_instants(stage: Stage, large_version: in
         assert not leftovers(segments) and len(list(segments.iterdir())) == len(DIMS)
         stage.require_audited(large_version)
         stage.require_no_garbage()
-        remove_directory(segments)
+        remove_directory(segments, within=segments.parent)
     tally.report()
 
 

@@ -81,7 +81,7 @@ def test_materialize(own_workspace: FeastRepository) -> None:
         require_served(workspace, 2)
         assert not leftovers(workspace.segments / "2"), outcome
         if outcome.killed:
-            remove_directory(workspace.segment(2, "item.kge"))
+            remove_directory(workspace.segment(2, "item.kge"), within=workspace.segments)
     audited(own_workspace, 2)
     collect(workspace)
     assert done == {3, 4} and not find(workspace) and not leftovers(workspace.root)

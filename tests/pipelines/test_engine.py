@@ -42,7 +42,7 @@ def test_materializing_again_verifies_and_writes_nothing(own_workspace: FeastRep
 def test_a_range_without_the_versions_time_is_skipped(
     own_workspace: FeastRepository, days: tuple[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    remove_directory(own_workspace.workspace.segment(1, "item.kge"))
+    remove_directory(own_workspace.workspace.segment(1, "item.kge"), within=own_workspace.workspace.segments)
     start, end = (datetime.fromisoformat(day).replace(tzinfo=UTC) for day in days)
     own_workspace.store().materialize(start, end, feature_views=["item_kge__v1"])
     assert "item_kge__v1 skipped" in caplog.text
@@ -50,7 +50,7 @@ def test_a_range_without_the_versions_time_is_skipped(
 
 
 def test_the_versions_time_itself_is_inside_the_range(own_workspace: FeastRepository) -> None:
-    remove_directory(own_workspace.workspace.segment(1, "item.kge"))
+    remove_directory(own_workspace.workspace.segment(1, "item.kge"), within=own_workspace.workspace.segments)
     own_workspace.store().materialize(AS_OF, AS_OF, feature_views=["item_kge__v1"])
     assert Segment.open(own_workspace.workspace.segment(1, "item.kge")).spec.rows == 200
 
@@ -60,7 +60,7 @@ def test_a_corrupted_version_file_is_refused_by_name_and_the_last_good_version_s
 ) -> None:
     workspace = own_workspace.workspace
     for table in DIMS:
-        remove_directory(workspace.segment(2, table))
+        remove_directory(workspace.segment(2, table), within=workspace.segments)
     corrupt(workspace.versions.path(2) / "tables" / "item.kge.parquet")
     with pytest.raises(IntegrityError, match=r"versions/2/tables/item\.kge\.parquet is corrupted"):
         own_workspace.materialize(["item_kge__v2"])
@@ -112,7 +112,7 @@ def test_a_damaged_segment_is_not_taken_for_materialized(own_workspace: FeastRep
 def test_segments_that_cannot_be_written(own_workspace: FeastRepository) -> None:
     workspace = own_workspace.workspace
     for version in (1, 2):
-        remove_directory(workspace.segments / str(version))
+        remove_directory(workspace.segments / str(version), within=workspace.segments)
     workspace.segments.rmdir()
     workspace.segments.write_text("not a directory")
     with pytest.raises(InvalidConfig, match="cannot write to"):
@@ -161,7 +161,7 @@ def large_repository(workspace_with_versions: FeastRepository, tmp_path_factory:
 @pytest.mark.parametrize("seed", range(6))
 def test_materializing_killed_at_any_instant(large_repository: FeastRepository, seed: int) -> None:
     workspace = large_repository.workspace
-    remove_directory(workspace.segments / "2")
+    remove_directory(workspace.segments / "2", within=workspace.segments)
     kill_during(materialize_repository, large_repository.root, VIEWS_2, between_s=(0.0, 0.45), seed=seed)
     assert first_row(large_repository, 1) == published_rows(workspace, 1, "item.kge")[1][0].tobytes()
     for table in DIMS:

@@ -112,7 +112,7 @@ def test_materializing_onto_a_full_disk(disk: Disk, candidates: tuple[Path, Path
     needed = before - disk.free_bytes()
     seen = set()
     for share in FREE:
-        remove_directory(workspace.segments / "2")
+        remove_directory(workspace.segments / "2", within=workspace.segments)
         disk.leave_free(int(share * needed))
         outcome = run_child(materialize_repository, repository.root, VIEWS, root=workspace.root)
         assert "No space left on device" in outcome.error and str(disk.where) in outcome.error, (share, outcome)
@@ -152,7 +152,7 @@ def _limited(limit_bytes: int, work, args: tuple) -> None:
 
 
 def test_a_disk_that_may_only_be_read(disk: Disk, candidates: tuple[Path, Path], tmp_path: Path) -> None:
-    remove_directory(disk.workspace.segment(1, "item.kge"))
+    remove_directory(disk.workspace.segment(1, "item.kge"), within=disk.workspace.segments)
     other = write_candidate(tmp_path / "candidate", seed=5)
     with disk.read_only(tmp_path / "read_only") as repository:
         workspace = repository.workspace

@@ -116,7 +116,10 @@ def test_pins_of_the_dead_go_and_those_of_the_living_stay(workspace: Workspace) 
 def test_what_no_crash_of_ours_leaves_is_only_told(workspace: Workspace) -> None:
     (workspace.versions.path(1) / "manifest.json").unlink()
     (workspace.segments / "7" / "item.kge").mkdir(parents=True)
-    assert unexplained(workspace) == [workspace.versions.path(1), workspace.segments / "1", workspace.segments / "7"]
+    (workspace.versions.root / "²").mkdir()
+    assert unexplained(workspace) == [
+        workspace.versions.path(1), workspace.versions.root / "²", workspace.segments / "1", workspace.segments / "7",
+    ]
     collect(workspace)
     assert (workspace.versions.path(1) / "tables").is_dir() and workspace.segment(7, "item.kge").is_dir()
 

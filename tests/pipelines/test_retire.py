@@ -45,6 +45,30 @@ def test_what_goes_and_what_stays(own_workspace: FeastRepository) -> None:
     assert versions == {None, "2"}
 
 
+@pytest.mark.parametrize("which", ["versions", "segments"])
+def test_a_link_out_of_the_workspace_is_not_followed(
+    own_workspace: FeastRepository, tmp_path: Path, which: str
+) -> None:
+    workspace, elsewhere = own_workspace.workspace, tmp_path / "elsewhere"
+    directory = workspace.root / which / "1"
+    directory.rename(elsewhere)
+    directory.symlink_to(elsewhere)
+    before = {path for path in elsewhere.rglob("*") if path.name not in ("manifest.json", "retired.json")}
+    with pytest.raises(InvalidConfig, match="is not deleted: expected something inside"):
+        retire(workspace, 1)
+    assert before <= set(elsewhere.rglob("*"))
+
+
+def test_a_copy_under_another_number_takes_nothing_of_the_original_with_it(own_workspace: FeastRepository) -> None:
+    workspace = own_workspace.workspace
+    shutil.copytree(workspace.versions.path(1), workspace.versions.path(5))
+    with pytest.raises(IntegrityError, match=r"5/manifest\.json is not in its place"):
+        VersionReader.open(workspace, 5)
+    retire(workspace, 5)
+    assert require_whole(workspace) == [1, 2]
+    require_served(workspace, 1)
+
+
 def test_the_current_version_stays(own_workspace: FeastRepository) -> None:
     workspace = own_workspace.workspace
     with pytest.raises(VersionInUse, match="current"):

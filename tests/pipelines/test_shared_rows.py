@@ -14,7 +14,8 @@ from pipelines.contracts.errors import IntegrityError
 from pipelines.contracts.manifest import Manifest
 from pipelines.contracts.row_store import row_store
 from pipelines.contracts.segment import Segment
-from pipelines.contracts.segment_delta import DELTA_NAME, DeltaSegment, open_segment
+from pipelines.contracts.segment_delta import DeltaSegment, open_segment
+from pipelines.contracts.segment_header import DELTA_NAME
 from pipelines.publish import publish
 from pipelines.retire import retire
 from tests.crash import every_step, leftovers, materialize_repository, require_served

@@ -4,8 +4,10 @@ The services are called as gRPC calls them, with the bytes of a message, behind 
 """
 
 import asyncio
+import atexit
 import json
 import math
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -30,8 +32,12 @@ from online.rpc.server import GuardedServer
 from online.rpc.waiting import WaitingCalls
 from online.rpc_error import Code, RpcError
 from online.security.roles import Identity, Roles, token_sha256
-from pipelines.contracts.errors import FacetError, InvalidConfig
+from pipelines.contracts.embedding_view import EmbeddingView
+from pipelines.contracts.errors import IntegrityError, InvalidConfig
 from pipelines.contracts.manifest import Manifest
+from pipelines.contracts.sealed import write_sealed
+from pipelines.contracts.segment import Segment
+from pipelines.contracts.segment_header import HEADER_NAME
 from pipelines.contracts.workspace import Workspace
 
 __all__ = ["TARGETS"]
@@ -276,27 +282,93 @@ def shards(workspace: Workspace) -> Target:
 
 def manifest(workspace: Workspace) -> Target:
     """Manifests as JSON: one that is not right is refused by an error that its reader expects."""
-    right = json.loads(Manifest.read(workspace.versions.path(1)).to_json())
+    right = json.loads(workspace.versions.manifest(1).to_json())
 
     def target(raw: bytes) -> None:
         data = atheris.FuzzedDataProvider(raw)
-        values = [None, True, -1, 0, 1e300, "", "x", [], {}, [1], {"a": 1}, [[]], [{}], data.ConsumeUnicode(8)]
-        place, changed = right, json.loads(json.dumps(right))
-        at = changed
-        while isinstance(place, dict | list) and place:
-            keys = sorted(place) if isinstance(place, dict) else range(len(place))
-            key = data.PickValueInList(list(keys))
-            place = place[key]
-            if not isinstance(place, dict | list) or not place or data.ConsumeProbability() < 0.3:
-                at[key] = data.PickValueInList(values)
-                break
-            at = at[key]
         try:
-            Manifest.from_dict(changed).sha256  # noqa: B018
-        except (AttributeError, ValueError, KeyError, TypeError, FacetError):
+            Manifest.from_dict(changed(right, data)).sha256  # noqa: B018
+        except (ValueError, InvalidConfig):
             return
 
     return target
+
+
+def segment_header(workspace: Workspace) -> Target:
+    """A segment's header, sealed anew: one that is not the right one is refused, or leads to the same rows.
+
+    Nothing that it says may lead a lookup out of the arrays, which the system would answer by killing the process.
+    """
+    spec = workspace.versions.manifest(1).tables[0]
+    directory = Path(tempfile.mkdtemp(prefix="facet-fuzz-")) / "segment"
+    atexit.register(shutil.rmtree, directory.parent, ignore_errors=True)
+    shutil.copytree(workspace.segment(1, spec.name), directory)
+    for path in directory.iterdir():
+        path.chmod(0o644)
+    right = json.loads((directory / HEADER_NAME).read_text())
+    ids = np.concatenate([known_ids(workspace, spec.name), ODD_INTEGERS])
+    truth = Segment.open(directory).lookup(ids)[0]
+
+    def target(raw: bytes) -> None:
+        data = atheris.FuzzedDataProvider(raw)
+        write_sealed(directory / HEADER_NAME, json.dumps(changed(right, data)))
+        try:
+            segment = Segment.open(directory, verify=data.ConsumeBool())
+        except IntegrityError:
+            return
+        rows, _ = segment.lookup(ids)
+        assert rows.shape[0] == len(ids)
+        same = ("index", "files", "table")
+        written = json.loads((directory / HEADER_NAME).read_text())
+        assert any(written[key] != right[key] for key in same) or (rows == truth).all()
+
+    return target
+
+
+def view_tags(workspace: Workspace) -> Target:
+    """Tags of a feature view: what they name lies where segments lie, or they are refused."""
+    manifest = workspace.versions.manifest(1)
+    right = EmbeddingView.of(manifest, manifest.tables[0]).tags(manifest)
+    pieces = ["..", "/", "item", ".", "kge", "1", "\0", "~", "²", "\n", ""]
+
+    def target(raw: bytes) -> None:
+        data = atheris.FuzzedDataProvider(raw)
+        tags = dict(right)
+        for name in ("version", "table", "manifest_sha256", "as_of"):
+            if data.ConsumeBool():
+                tags[name] = "".join(
+                    data.PickValueInList(pieces) if data.ConsumeBool() else data.ConsumeUnicodeNoSurrogates(4)
+                    for _ in range(data.ConsumeIntInRange(0, 6))
+                )
+        try:
+            view = EmbeddingView.from_tags(tags)
+        except IntegrityError:
+            return
+        path = workspace.segment(view.version, view.table)
+        assert path.parent.parent == workspace.segments and ".." not in path.parts, path
+
+    return target
+
+
+def changed(right: dict, data: atheris.FuzzedDataProvider) -> dict:
+    """A copy of a JSON object with one value, at any depth, replaced or left out."""
+    values = [
+        None, True, -1, 0, 1, 2, 8, 63, 64, 2**31, 2**63, 2**64, 1e300, "", "x", "../..", [], {}, [1], {"a": 1}, [[]],
+        data.ConsumeUnicodeNoSurrogates(8), data.ConsumeInt(8),
+    ]
+    copy = json.loads(json.dumps(right))
+    at = copy
+    while True:
+        keys = sorted(at) if isinstance(at, dict) else list(range(len(at)))
+        key = data.PickValueInList(keys)
+        if isinstance(at[key], dict | list) and at[key] and data.ConsumeProbability() >= 0.3:
+            at = at[key]
+            continue
+        if data.ConsumeBool():
+            at[key] = data.PickValueInList(values)
+        else:
+            del at[key]
+        return copy
 
 
 def roles(workspace: Workspace) -> Target:
@@ -378,5 +450,5 @@ def _shard_by_the_contract(id_: int, count: int) -> int:
 
 TARGETS: dict[str, Callable[[Workspace], Target]] = {
     "lookup": lookup, "message": message, "rank": rank, "gate": gate, "shards": shards, "manifest": manifest,
-    "roles": roles,
+    "roles": roles, "segment_header": segment_header, "view_tags": view_tags,
 }

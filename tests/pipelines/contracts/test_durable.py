@@ -2,6 +2,7 @@ import errno
 import hashlib
 import os
 import re
+import stat
 from pathlib import Path
 
 import pytest
@@ -73,9 +74,33 @@ def test_only_what_nobody_fills_is_swept(tmp_path: Path) -> None:
 
 def test_removing_a_directory(tmp_path: Path) -> None:
     (tmp_path / "d" / "sub").mkdir(parents=True)
-    remove_directory(tmp_path / "d")
-    remove_directory(tmp_path / "d")
+    remove_directory(tmp_path / "d", within=tmp_path)
+    remove_directory(tmp_path / "d", within=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_nothing_outside_the_folder_is_removed(tmp_path: Path) -> None:
+    """Whatever leads there: `..`, a link among the parents, the folder itself, or another folder's name."""
+    own, other = tmp_path / "own", tmp_path / "other"
+    for folder in (own, other):
+        (folder / "d").mkdir(parents=True)
+    (own / "link").symlink_to(other)
+    outside = [own / ".." / "other" / "d", own / "link" / "d", other / "d", own, own / "d" / "..", tmp_path, Path("/")]
+    for path in outside:
+        with pytest.raises(InvalidConfig, match="is not deleted: expected something inside"):
+            remove_directory(path, within=own)
+    assert (own / "d").is_dir() and (other / "d").is_dir()
+    remove_directory(own / "d", within=own)
+    assert not (own / "d").exists()
+
+
+def test_what_is_read_only_is_read_only_when_it_appears(tmp_path: Path) -> None:
+    with creating_directory(tmp_path / "d", read_only=True) as staging:
+        (staging / "sub").mkdir()
+        (staging / "sub" / "f").write_text("x")
+    assert stat.S_IMODE((tmp_path / "d" / "sub" / "f").stat().st_mode) == 0o444
+    remove_directory(tmp_path / "d", within=tmp_path)
+    assert not (tmp_path / "d").exists()
 
 
 @pytest.fixture
@@ -115,7 +140,7 @@ def test_a_power_loss_finds_every_byte_below_a_name_that_it_finds(
         staging.write_text("x")
     assert operations == [("flush", "made/*/f"), ("rename to", "made/f"), ("flush", "made")]
     operations.clear()
-    remove_directory(tmp_path / "made" / "d")
+    remove_directory(tmp_path / "made" / "d", within=tmp_path)
     assert operations == [("rename to", "made/*"), ("flush", "made")]
 
 

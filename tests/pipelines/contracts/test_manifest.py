@@ -38,7 +38,7 @@ def manifest(tmp_path: Path) -> Manifest:
 
 
 def test_what_is_read_is_what_was_written(tmp_path: Path, manifest: Manifest) -> None:
-    read = Manifest.read(tmp_path)
+    read = Manifest.read(tmp_path, version=4)
     assert read == manifest and read.sha256 == manifest.sha256 == (tmp_path / "manifest.sha256").read_text().strip()
     read.verify(tmp_path)
 
@@ -66,7 +66,7 @@ def test_an_altered_manifest_is_refused_by_name(tmp_path: Path, manifest: Manife
     if change == "other format":
         seal.write_text(sha256_of(path))
     with pytest.raises(IntegrityError, match=r"manifest\.json"):
-        Manifest.read(tmp_path)
+        Manifest.read(tmp_path, version=4)
 
 
 def test_an_altered_or_missing_file_is_named(tmp_path: Path, manifest: Manifest) -> None:
@@ -82,7 +82,7 @@ def test_an_altered_or_missing_file_is_named(tmp_path: Path, manifest: Manifest)
 
 def test_no_manifest(tmp_path: Path) -> None:
     with pytest.raises(VersionNotFound, match="facet versions"):
-        Manifest.read(tmp_path)
+        Manifest.read(tmp_path, version=4)
 
 
 def test_the_tags_of_a_view_lead_back_to_its_table(manifest: Manifest) -> None:

@@ -8,7 +8,7 @@ from redis.crc import key_slot
 
 from pipelines.contracts import packed_rows
 from pipelines.contracts.errors import IntegrityError
-from pipelines.contracts.packed_rows import SHARDS, PackedLayout, are_whole, find_rows, pack, unpack
+from pipelines.contracts.packed_rows import SHARDS, PackedLayout, find_rows, pack, unpack
 from pipelines.contracts.spec import TableSpec
 
 ROW_BYTES = 10
@@ -31,8 +31,9 @@ def records(table: dict[int, bytes]) -> np.ndarray:
 def test_what_is_packed_is_unpacked(table: dict[int, bytes], count: int, data: st.DataObject) -> None:
     sizes = st.lists(st.integers(0, count - 1), min_size=len(table), max_size=len(table))
     buckets = np.array(data.draw(sizes), np.int64)
-    values = pack(records(table), buckets, count=count)
-    assert len(values) == count and all(values) and are_whole(values)
+    plan, keys = layout(1), [b"%d" % bucket for bucket in range(count)]
+    values = plan.seal(keys, pack(records(table), buckets, count=count))
+    assert len(values) == count and all(values) and plan.are_whole(keys, values)
     for bucket, value in enumerate(values):
         ids, rows = unpack(value, row_bytes=ROW_BYTES)
         expected = [(key, row) for (key, row), at in zip(table.items(), buckets, strict=True) if at == bucket]
@@ -43,7 +44,8 @@ def test_what_is_packed_is_unpacked(table: dict[int, bytes], count: int, data: s
 @given(st.dictionaries(ANY_ID, ANY_ROW, max_size=60), st.lists(ANY_ID, max_size=20))
 def test_finding_is_a_dictionary(table: dict[int, bytes], strangers: list[int]) -> None:
     plan = layout(len(table))
-    values = pack(records(table), plan.bucket_of(np.array([*table], np.int64)), count=plan.buckets)
+    packed = pack(records(table), plan.bucket_of(np.array([*table], np.int64)), count=plan.buckets)
+    values = plan.seal(plan.keys(np.arange(plan.buckets)), packed)
     asked = np.array([*strangers, *reversed(table), *table], np.int64)
     rows, found = find_rows(values, asked, plan.bucket_of(asked), row_bytes=ROW_BYTES)
     answer = [row.tobytes() if known else None for row, known in zip(rows, found, strict=True)]
@@ -52,16 +54,27 @@ def test_finding_is_a_dictionary(table: dict[int, bytes], strangers: list[int]) 
 
 @given(ANY_ROW, st.data())
 def test_one_changed_bit_is_noticed(row: bytes, data: st.DataObject) -> None:
-    (value,) = pack(records({5: row}), np.array([0]), count=1)
+    plan, keys = layout(1), [b"key"]
+    (value,) = plan.seal(keys, pack(records({5: row}), np.array([0]), count=1))
     bit = data.draw(st.integers(0, 8 * len(value) - 1))
     changed = bytearray(value)
     changed[bit // 8] ^= 1 << bit % 8
-    assert are_whole([value]) and not are_whole([value, bytes(changed)])
+    assert plan.are_whole(keys, [value]) and not plan.are_whole(2 * keys, [value, bytes(changed)])
+
+
+@given(st.lists(st.binary(max_size=40), min_size=2, max_size=2))
+def test_a_value_is_whole_under_its_own_key_of_its_own_manifest_only(contents: list[bytes]) -> None:
+    plan, other = layout(40), layout(40, manifest="1f0c9a3b66")  # whose keys are the same: they begin alike
+    first, second, _ = plan.keys(np.arange(3))
+    values = plan.seal([first, second], contents)
+    assert plan.are_whole([first, second], values) and other.keys(np.arange(1)) == [first]
+    assert not plan.are_whole([second], values[:1]) and not plan.are_whole([first], values[1:])
+    assert not other.are_whole([first], values[:1])
 
 
 @pytest.mark.parametrize("value", [b"", b"\0", b"\0" * 3])
 def test_a_value_too_short_for_its_checksum_is_not_whole(value: bytes) -> None:
-    assert not are_whole([value])
+    assert not layout(1).are_whole([b"key"], [value])
 
 
 @pytest.mark.parametrize("rows", [0, 1, 16, 17, 1_000, 450_000])
@@ -101,7 +114,12 @@ def test_a_layout_is_read_back() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"format": 2}, {"table": {"name": "item"}}, {"buckets": None, "format": None}, {"table": None}]
+    "change",
+    [
+        {"format": 3}, {"table": {"name": "item"}}, {"buckets": None, "format": None}, {"table": None},
+        {"buckets": 2**40}, {"buckets": 0}, {"version": "7"}, {"version": -7}, {"sha256": 5}, {"more": 1},
+    ],
+    ids=str,
 )
 def test_a_record_that_is_no_layout(change: dict) -> None:
     text = json.dumps({**json.loads(layout(1_000).to_json()), **change})

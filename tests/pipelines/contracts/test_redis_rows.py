@@ -1,7 +1,10 @@
+import json
 import os
+import re
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
@@ -24,7 +27,8 @@ from pipelines.contracts.errors import (
     VersionNotFound,
 )
 from pipelines.contracts.idrule import IdRule
-from pipelines.contracts.redis_client import connect
+from pipelines.contracts.packed_rows import PackedLayout
+from pipelines.contracts.redis_client import connect, without_password
 from pipelines.contracts.redis_rows import RedisRows
 from pipelines.contracts.spec import TableSpec
 from tests.crash import run_child
@@ -170,6 +174,11 @@ def test_a_row_of_36_bytes_takes_at_most_60(client: redis.Redis, store: RedisRow
     assert (client.info("memory")["used_memory"] - before) / len(ids) <= 60
 
 
+def sealed(table: Table, key: bytes, content: bytes) -> bytes:
+    """A whole value."""
+    return PackedLayout.plan(table.spec, version=7, manifest_sha256=MANIFEST).seal([key], [content])[0]
+
+
 def bucket_keys(client: redis.Redis) -> list[bytes]:
     return sorted(key for key in client.scan_iter() if b"}0" in key)
 
@@ -197,18 +206,80 @@ def test_altered_values_are_not_served(store: RedisRows, client: redis.Redis) ->
     store.open(7, "item.kge", verify=False).lookup(table.ids)
 
 
-def test_whole_values_that_are_not_the_ones_written_fail_the_check(store: RedisRows, client: redis.Redis) -> None:
+def test_values_under_each_others_keys_are_not_served(store: RedisRows, client: redis.Redis) -> None:
+    table = Table(100)
+    table.write(store)
+    first, second, *_ = sorted(bucket_keys(client), key=lambda key: key[-8:])
+    for source, target in ((first, b"aside"), (second, first), (b"aside", second)):
+        client.rename(source, target)
+    for ask in (lambda: store.open(7, "item.kge").lookup(table.ids), lambda: store.check(7, "item.kge")):
+        with pytest.raises(IntegrityError, match=f"others under key {first.decode()}"):
+            ask()
+
+
+@pytest.mark.parametrize("other", ["version", "manifest", "table"])
+def test_values_of_another_table_are_not_served(store: RedisRows, client: redis.Redis, other: str) -> None:
+    table = Table(100)
+    table.write(store)
+    theirs = {"version": {"version": 8}, "manifest": {"version": 8, "manifest": "cd" * 32}, "table": {}}[other]
+    Table(100, seed=0, name="user.kge" if other == "table" else "item.kge").write(store, **theirs)
+    own, others = ([key for key in bucket_keys(client) if (b"{item.kge@7:" in key) == ours] for ours in (True, False))
+    assert len(own) == len(others) == 7
+    for target, source in zip(own, others, strict=True):
+        client.rename(source, target)
+    with pytest.raises(IntegrityError, match="others under key"):
+        store.open(7, "item.kge").lookup(table.ids)
+
+
+def test_a_record_under_another_tables_key_is_neither_read_nor_deleted_by(
+    store: RedisRows, client: redis.Redis
+) -> None:
+    table = Table(100)
+    table.write(store)
+    table.write(store, 8)
+    for record in ("meta", "building"):
+        client.copy("{item.kge@7}meta", f"{{item.kge@8}}{record}", replace=True)
+    buckets = bucket_keys(client)
+    with pytest.raises(IntegrityError, match=r"expected the layout of item\.kge@8, got that of item\.kge@7"):
+        store.open(8, "item.kge")
+    client.delete("{item.kge@8}meta")
+    with pytest.raises(IntegrityError, match="not in its place"):
+        store.drop(8, "item.kge", manifest_sha256=MANIFEST)
+    assert bucket_keys(client) == buckets
+    table.require_served(store)
+
+
+def test_names_in_the_index_that_are_no_tables_stop_nobody(store: RedisRows, client: redis.Redis) -> None:
+    names = ["item.kge@²", "item.kge@", "../x@7", "item.kge@07", b"\xff@7", "item.kge"]
+    client.sadd("facet:tables", *names)
     Table(100).write(store)
-    first, second, *_ = bucket_keys(client)
-    client.set(first, client.get(second))
+    assert store.collect() == [] and client.scard("facet:tables") == len(names) + 1
+
+
+def test_a_table_of_the_format_before_is_refused_and_can_be_dropped(store: RedisRows, client: redis.Redis) -> None:
+    Table(100).write(store)
+    layout = json.loads(client.get("{item.kge@7}meta"))
+    client.set("{item.kge@7}meta", json.dumps({**layout, "format": 1}))
+    with pytest.raises(IntegrityError, match="got format 1"):
+        store.open(7, "item.kge")
+    store.drop(7, "item.kge", manifest_sha256=MANIFEST)
+    assert client.dbsize() == 0
+
+
+def test_whole_values_that_are_not_the_ones_written_fail_the_check(store: RedisRows, client: redis.Redis) -> None:
+    table = Table(100)
+    table.write(store)
+    first, *_ = bucket_keys(client)
+    client.set(first, sealed(table, first, b""))
     with pytest.raises(IntegrityError, match="expected sha256"):
         store.check(7, "item.kge")
 
 
 def test_a_row_of_a_hash_bucket_that_is_missing_is_an_error(store: RedisRows, client: redis.Redis) -> None:
-    Table(0, rule=RULES[2]).write(store)
+    table = Table(0, rule=RULES[2])
+    table.write(store)
     for key in bucket_keys(client):
-        client.set(key, b"\0" * 4)  # a whole value without rows
+        client.set(key, sealed(table, key, b""))
     with pytest.raises(IntegrityError, match="a row for every hash bucket"):
         store.open(7, "item.kge").lookup(np.array([5]))
 
@@ -255,6 +326,34 @@ def test_a_server_that_is_full(tmp_path: Path) -> None:
 def test_what_is_no_url_of_a_server(url: str) -> None:
     with pytest.raises(InvalidConfig, match="'segments' or a URL"):
         connect(url)
+
+
+PASSWORDS = [
+    "qqplain", *(f"qqleft{character}qqright" for character in "/?#@:"), "6317/6329", "6317?6329", "6317#6329",
+    "qqleft?qqright@qqend",
+]
+
+
+@pytest.mark.parametrize("password", PASSWORDS)
+@pytest.mark.parametrize("form", ["redis://{}@127.0.0.1:1/0", "unix://{}@/run/s", "nothing://{}@h", "{}@h"])
+def test_no_part_of_a_password_is_shown(password: str, form: str) -> None:
+    shown = without_password(form.format(f"user:{password}"))
+    assert not set(re.split("[/?#@:]", password)) & set(re.split("[/?#@:]", shown)) and "***" in shown
+
+
+@pytest.mark.parametrize("password", PASSWORDS)
+def test_no_error_of_the_client_shows_a_password(password: str) -> None:
+    url = f"redis://user:{password}@127.0.0.1:1/0?socket_connect_timeout=0.5"
+    with pytest.raises((InvalidConfig, Unavailable)) as refusal:
+        connect(url)
+    told = "".join(traceback.format_exception(refusal.value))
+    for piece in re.split("[/?#@:]", password):
+        assert not re.search(rf"\b{piece}\b", told), told
+
+
+def test_a_place_without_a_password_is_shown() -> None:
+    assert without_password("redis://host:6379/3?protocol=2") == "redis://host:6379/3"
+    assert without_password("unix:///run/redis.sock?db=0") == "unix:///run/redis.sock"
 
 
 def test_a_bad_table_leaves_nothing(store: RedisRows, client: redis.Redis) -> None:

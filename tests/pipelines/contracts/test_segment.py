@@ -1,7 +1,15 @@
+import hashlib
 import json
-from collections.abc import Iterator
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numba
 import numpy as np
@@ -11,10 +19,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.contracts import segment
+from pipelines.contracts.durable import sha256_of
 from pipelines.contracts.errors import IntegrityError, InvalidTable, VersionNotFound
 from pipelines.contracts.hashing import bucket_of
 from pipelines.contracts.rowcodec import codec
-from pipelines.contracts.segment import ARRAYS, HEADER_NAME, Segment, ranges_of
+from pipelines.contracts.sealed import seal_path, write_sealed
+from pipelines.contracts.segment import Segment, ranges_of
+from pipelines.contracts.segment_header import ARRAYS, HEADER_NAME, SegmentHeader, read_header
 from pipelines.contracts.segment_index import gather
 from pipelines.contracts.segment_writer import write_segment
 from pipelines.contracts.spec import TableSpec
@@ -232,16 +243,223 @@ def test_other_bytes_than_were_written(tmp_path: Path, name: str, damage: str) -
     write(tmp_path / "s", batch([1, 2]), rows=2)
     path = tmp_path / "s" / name
     content = path.read_bytes()
-    path.write_bytes(content[:-1] + (b"" if damage == "cut" else bytes([content[-1] ^ 1])))
-    if damage == "gone":
-        path.unlink()
+    path.unlink()
+    if damage != "gone":
+        path.write_bytes(content[:-1] + (b"" if damage == "cut" else bytes([content[-1] ^ 1])))
     with pytest.raises(IntegrityError, match=f"{name} is corrupted"):
         Segment.open(tmp_path / "s")
 
 
+def reseal(directory: Path, change: Callable[[dict], object], name: str = HEADER_NAME) -> None:
+    """Change a header and seal it again: its bytes are not damaged, what it says is."""
+    header = json.loads((directory / name).read_text())
+    change(header)
+    for path in (directory / name, seal_path(directory / name)):
+        path.unlink()
+    write_sealed(directory / name, json.dumps(header))
+
+
+CHANGES: dict[str, Callable[[dict], object]] = {
+    "lists no files": lambda header: header.update(files={}),
+    "does not list the rows": lambda header: header["files"].pop("rows.npy"),
+    "lists another file": lambda header: header["files"].update({"../../x": "ab" * 32}),
+    "a hash that is none": lambda header: header["files"].update({"rows.npy": ""}),
+    "no files": lambda header: header.pop("files"),
+    "one key more": lambda header: header.update(more=1),
+    "another format": lambda header: header.update(format=3),
+    "a version that is text": lambda header: header.update(version="3"),
+    "version 0": lambda header: header.update(version=0),
+    "no table": lambda header: header.update(table=None),
+    "more rows": lambda header: header["table"].update(rows=300),
+    "fewer rows": lambda header: header["table"].update(rows=100),
+    "rows without end": lambda header: header["table"].update(rows=2**62),
+    "a fraction of rows": lambda header: header["table"].update(rows=200.0),
+    "wider rows": lambda header: header["table"].update(dim=4096, default_row="00" * 2052),
+    "a hash bucket": lambda header: header["table"].update(buckets=1, id_rule="vocabulary+buckets"),
+    "a path for a name": lambda header: header["table"].update(name="../x.y"),
+    "more slots": lambda header: header["index"].update(slots=10**5),
+    "no slots": lambda header: header["index"].update(slots=0),
+    "fewer slots": lambda header: header["index"].update(slots=1),
+    "more pilots": lambda header: header["index"].update(pilots=10**6),
+    "no pilots": lambda header: header["index"].update(pilots=0),
+    "pilots that are true": lambda header: header["index"].update(pilots=True),
+    "a part of another shift": lambda header: header["index"].update(part_shift=62),
+    "a shift out of range": lambda header: header["index"].update(part_shift=64),
+    "a negative shift": lambda header: header["index"].update(part_shift=-1),
+    "another print": lambda header: header["index"].update(print_bytes=2),
+    "no print": lambda header: header["index"].update(print_bytes=0),
+    "a seed too large": lambda header: header["index"].update(seed=2**64),
+}
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_header_that_does_not_fit_is_refused_before_anything_is_looked_up(
+    tmp_path: Path, change: str, verify: bool
+) -> None:
+    write(tmp_path / "s", batch([*range(200)]), rows=200)
+    reseal(tmp_path / "s", CHANGES[change])
+    with pytest.raises(IntegrityError, match="Delete the segment"):
+        Segment.open(tmp_path / "s", verify=verify)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "5", '"segment"', "{}", "[" * 100_000], ids=lambda text: text[:9])
+def test_a_header_of_another_kind_of_json(tmp_path: Path, text: str) -> None:
+    write(tmp_path / "s", batch([1]), rows=1)
+    for name in (HEADER_NAME, "segment.sha256"):
+        (tmp_path / "s" / name).unlink()
+    write_sealed(tmp_path / "s" / HEADER_NAME, text)
+    with pytest.raises(IntegrityError, match=r"segment\.json cannot be understood"):
+        Segment.open(tmp_path / "s")
+
+
+@pytest.mark.parametrize("bounds", [(0, 201), (2**63, 2**63), (5, 200), (200, 0), (0, 199)], ids=str)
+def test_parts_that_lead_out_of_the_arrays_are_refused(tmp_path: Path, bounds: tuple[int, int]) -> None:
+    write(tmp_path / "s", batch([*range(200)]), rows=200)
+    path = tmp_path / "s" / "parts.npy"
+    parts = np.load(path)
+    assert parts[:, 0].tolist() == [0, 200]
+    parts[:, 0] = bounds
+    path.unlink()
+    np.save(path, parts)
+    reseal(tmp_path / "s", lambda header: header["files"].update({"parts.npy": sha256_of(path)}))
+    with pytest.raises(IntegrityError, match=r"parts\.npy does not fit its header"):
+        Segment.open(tmp_path / "s")
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+@pytest.mark.parametrize("change", ["other type", "by columns", "longer", "pickle"])
+def test_an_array_of_another_kind_is_refused_whatever_its_hash(tmp_path: Path, name: str, change: str) -> None:
+    write(tmp_path / "s", batch([*range(200)]), rows=200)
+    path = tmp_path / "s" / name
+    array = np.load(path)
+    path.unlink()
+    if change == "other type":
+        np.save(path, array.view(f"i{array.itemsize}"))
+    elif change == "by columns":
+        np.save(path, np.asfortranarray(np.stack([array, array])))
+    elif change == "longer":
+        np.save(path, array)
+        path.write_bytes(path.read_bytes() + b"\0")
+    else:
+        np.save(path, array.astype(object), allow_pickle=True)
+    reseal(tmp_path / "s", lambda header: header["files"].update({name: sha256_of(path)}))
+    with pytest.raises(IntegrityError, match=rf"{name} cannot be read"):
+        Segment.open(tmp_path / "s")
+
+
+@pytest.mark.parametrize("name", ["rows.npy", "pilots.npy"], ids=["mapped", "read"])
+def test_a_file_that_is_replaced_after_it_was_hashed_is_not_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Another process puts a file of the same size into its place, at the worst moment."""
+    ids = np.arange(200)
+    truth = write(tmp_path / "s", batch(ids.tolist()), rows=200).lookup(ids)[0]
+    path, planted, swaps = tmp_path / "s" / name, tmp_path / "planted", []
+    content = path.read_bytes()
+    planted.write_bytes(content[:128] + bytes(len(content) - 128))
+
+    def swap(hashed: bool) -> None:
+        if hashed and not swaps:
+            swaps.append(os.replace(planted, path))
+
+    def file_digest(file: BinaryIO, algorithm: str, original: Callable = hashlib.file_digest) -> object:
+        digest = original(file, algorithm)
+        swap(os.path.samestat(os.fstat(file.fileno()), os.stat(path)))
+        return digest
+
+    def sha256(data: bytes = b"", original: Callable = hashlib.sha256) -> object:
+        digest = original(data)
+        swap(data == content)
+        return digest
+
+    monkeypatch.setattr(hashlib, "file_digest", file_digest)
+    monkeypatch.setattr(hashlib, "sha256", sha256)
+    segment = Segment.open(tmp_path / "s")
+    assert swaps and path.read_bytes() != content
+    rows, found = segment.lookup(ids)
+    assert found.all() and (rows == truth).all()
+
+
+LOOK_TWICE = """
+import sys
+from pathlib import Path
+import numpy as np
+from pipelines.contracts import mapped_array
+from pipelines.contracts.errors import IntegrityError
+from pipelines.contracts.segment import Segment
+
+mapped_array.PRIVATE_BYTES = int(sys.argv[2])
+segment, ids = Segment.open(Path(sys.argv[1])), np.arange(300_000)
+print(segment.lookup(ids)[1].all(), flush=True)
+sys.stdin.readline()
+for _ in range(2):
+    try:
+        print("answered", segment.lookup(ids)[1].all(), flush=True)
+    except IntegrityError as error:
+        print(error, flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A segment of 300,000 rows; every file of many pages."""
+    path, ids = tmp_path_factory.mktemp("large") / "s", np.arange(300_000)
+    rows = np.tile(np.arange(WIDTH, dtype=np.uint8), (len(ids), 1))
+    write_segment(
+        path, spec=spec(len(ids)), version=1, manifest_sha256="ab", batches=batches_of(ids, rows, 100_000)
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "private_bytes", "size"),
+    [
+        *(("rows.npy", 1 << 20, size) for size in (0, 100_000, -1)), ("pilots.npy", 0, 0), ("remap.npy", 0, 0),
+        ("pilots.npy", 1 << 20, 0), ("remap.npy", 1 << 20, 0),
+    ],
+)
+def test_a_file_that_is_cut_under_a_process_does_not_kill_it(
+    tmp_path: Path, large: Path, name: str, private_bytes: int, size: int
+) -> None:
+    directory = tmp_path / "s"
+    shutil.copytree(large, directory)
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOOK_TWICE, str(directory), str(private_bytes)], stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, text=True,
+    )
+    assert process.stdout.readline() == "True\n"
+    path = directory / name
+    path.chmod(0o644)
+    os.truncate(path, size if size >= 0 else path.stat().st_size + size)
+    said = process.communicate("\n", timeout=300)[0].splitlines()
+    assert process.returncode == 0
+    if name == "rows.npy" or not private_bytes:
+        assert len(said) == 2 and all(f"{name} is corrupted" in line for line in said)
+    else:
+        assert said == ["answered True"] * 2
+
+
+def test_files_of_a_segment_are_read_only(tmp_path: Path) -> None:
+    write(tmp_path / "s", batch([1]), rows=1)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "s").iterdir()} == {0o444}
+
+
+def test_descriptors_end_with_their_segment(tmp_path: Path) -> None:
+    segment = write(tmp_path / "s", batch([1]), rows=1)
+    del segment
+    before = len(os.listdir("/proc/self/fd"))
+    opened = [Segment.open(tmp_path / "s") for _ in range(5)]
+    assert len(os.listdir("/proc/self/fd")) >= before + 5
+    del opened
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_a_header_that_is_not_one(tmp_path: Path) -> None:
     write(tmp_path / "s", batch([1]), rows=1)
-    (tmp_path / "s" / "segment.json").write_text('{"table": {}}')
+    path = tmp_path / "s" / "segment.json"
+    path.unlink()
+    path.write_text('{"table": {}}')
     with pytest.raises(IntegrityError, match="is corrupted"):
         Segment.open(tmp_path / "s")
 
@@ -260,14 +478,14 @@ def test_the_rows_of_a_part_of_the_ids_are_neighbours(tmp_path: Path, buckets: i
         batches=[pa.record_batch({"id": pa.array(ids), "row": packed})],
     )
     segment = Segment.open(path)
-    header, parts = json.loads((path / HEADER_NAME).read_text()), np.load(path / "parts.npy")
+    index, parts = read_header(path / HEADER_NAME, SegmentHeader).index, np.load(path / "parts.npy")
     positions = segment.positions(ids[buckets:])
     for count, surplus in ((4, 1.0), (3, 1.6)):  # the second cuts through parts of the segment
         for number in range(count):
-            (_, head), (first, end) = ranges_of((number, count), header["index"], parts, buckets)
+            (_, head), (first, end) = ranges_of((number, count), index, parts, buckets)
             own = positions[bucket_of(ids[buckets:], buckets=count, seed=0) == number]
             assert head == buckets and first <= own.min() and own.max() < end and end - first <= surplus * len(own)
-    assert ranges_of((0, 4), {**header["index"], "seed": 1}, parts, buckets) is None
+    assert ranges_of((0, 4), replace(index, seed=1), parts, buckets) is None
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="needs Linux's account of mapped pages")

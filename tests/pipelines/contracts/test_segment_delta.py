@@ -1,5 +1,5 @@
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,15 +9,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipelines.contracts.durable import remove_directory
+from pipelines.contracts.durable import remove_directory, sha256_of
 from pipelines.contracts.errors import FacetError, IntegrityError, InvalidTable, VersionNotFound
 from pipelines.contracts.rowcodec import codec
 from pipelines.contracts.segment import Segment
 from pipelines.contracts.segment_delta import DeltaSegment, open_segment
 from pipelines.contracts.segment_delta_writer import write_copy, write_delta
+from pipelines.contracts.segment_header import DELTA_NAME
 from pipelines.contracts.segment_writer import write_segment
 from pipelines.contracts.spec import TableSpec
 from tests.cases import RowReaderCases, rows_or_none
+from tests.pipelines.contracts.test_segment import reseal
 from tests.releases import FeastRepository, published_rows
 
 DIM = 12
@@ -220,7 +222,7 @@ def test_a_delta_never_lies_upon_a_delta(tmp_path: Path) -> None:
     rows = rows | random_rows(ids[:200], seed=9)
     assert refused(tmp_path / "6", rows, tmp_path / "5", most_changed=0.1)
     for version in range(1, 5):
-        remove_directory(tmp_path / str(version))
+        remove_directory(tmp_path / str(version), within=tmp_path)
     assert open_segment(tmp_path / "5").lookup(ids)[1].all()
 
 
@@ -370,6 +372,7 @@ def test_nothing_is_taken_from_a_damaged_parent(tmp_path: Path, name: str, paren
         newer(parent, rows, tmp_path / "1")
     path = tmp_path / "1" / name  # with the delta's own link to it
     content = path.read_bytes()
+    path.chmod(0o644)
     path.write_bytes(content[:-3] + bytes([content[-3] ^ 0x10]) + content[-2:])
     assert refused(tmp_path / "3", rows, parent, most_changed=1.0)
 
@@ -384,6 +387,7 @@ def test_every_file_of_a_delta_is_checked(tmp_path: Path, damage: str) -> None:
     assert len(paths) == 15
     for path in paths:
         content = path.read_bytes()
+        path.chmod(0o644)
         if damage == "gone":
             path.unlink()
         else:  # in place: both names of a shared file
@@ -396,6 +400,47 @@ def test_every_file_of_a_delta_is_checked(tmp_path: Path, damage: str) -> None:
                 open_segment(tmp_path / "1")
         path.write_bytes(content)
     open_segment(tmp_path / "2")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda header: header.update(files={}),
+        lambda header: header["files"].pop("replaced.npy"),
+        lambda header: header["files"].update({"base/rows.npy": "ab" * 32}),
+        lambda header: header.update(format=2),
+        lambda header: header["table"].update(dim=WIDTH, quantization="fp16", default_row="cd" * 2 * WIDTH),
+        lambda header: header["table"].update(hash_seed=1),
+    ],
+    ids=["no files", "bits not listed", "a file more", "another format", "another kind of table", "another seed"],
+)
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_delta_header_that_does_not_fit_is_refused(
+    tmp_path: Path, change: Callable[[dict], object], verify: bool
+) -> None:
+    ids = random_ids(500, seed=1)
+    rows = random_rows(ids, seed=2)
+    full(tmp_path / "1", rows)
+    newer(tmp_path / "2", rows | random_rows(ids[:20], seed=3), tmp_path / "1")
+    reseal(tmp_path / "2", change, DELTA_NAME)
+    with pytest.raises(IntegrityError, match="Delete the segment"):
+        open_segment(tmp_path / "2", verify=verify)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_fewer_bits_than_the_base_has_rows_are_refused(tmp_path: Path, verify: bool) -> None:
+    """Else the kernel would read behind their end."""
+    ids = random_ids(500, seed=1)
+    rows = random_rows(ids, seed=2)
+    full(tmp_path / "1", rows)
+    newer(tmp_path / "2", rows | random_rows(ids[:20], seed=3), tmp_path / "1")
+    path = tmp_path / "2" / "replaced.npy"
+    bits = np.load(path)
+    path.unlink()
+    np.save(path, bits[:-1])
+    reseal(tmp_path / "2", lambda header: header["files"].update({path.name: sha256_of(path)}), DELTA_NAME)
+    with pytest.raises(IntegrityError, match=r"replaced\.npy cannot be read"):
+        open_segment(tmp_path / "2", verify=verify)
 
 
 def test_another_whole_segment_in_the_place_of_base_or_overlay_is_refused(tmp_path: Path) -> None:

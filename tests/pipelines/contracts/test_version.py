@@ -1,4 +1,5 @@
 import hashlib
+import shutil
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,6 +53,40 @@ def test_a_version_that_is_not_there(versions: VersionStore) -> None:
     with pytest.raises(VersionNotFound):
         versions.point_to(3)
     assert versions.current() is None
+
+
+def test_a_version_that_was_copied_to_another_number_is_refused(versions: VersionStore) -> None:
+    publish(versions, 1)
+    shutil.copytree(versions.path(1), versions.path(5))
+    for read in (lambda: versions.manifest(5), versions.manifests, lambda: versions.point_to(5)):
+        with pytest.raises(IntegrityError, match=r"5/manifest\.json is not in its place.*got that of version 1"):
+            read()
+    assert versions.manifest(1).version == 1 and versions.current() is None
+    retirement = versions.retire(5)
+    assert retirement.manifest is None and [manifest.version for manifest in versions.manifests()] == [1]
+
+
+def test_a_record_that_was_copied_to_another_number_is_refused(versions: VersionStore) -> None:
+    publish(versions, 1)
+    versions.retire(1)
+    shutil.copytree(versions.path(1), versions.path(5))
+    assert versions.retirement(1).manifest.version == 1 and versions.retired() == [1, 5]
+    with pytest.raises(IntegrityError, match=r"5/retired\.json cannot be read"):
+        versions.retirement(5)
+
+
+@pytest.mark.parametrize("name", ["²", "٧", "07", "0", "-1", "7 ", "9" * 30, "x"])
+def test_a_directory_of_another_name_is_no_version(versions: VersionStore, name: str) -> None:
+    publish(versions, 2)
+    (versions.root / name).mkdir()
+    (versions.root / name / "manifest.json").write_text("{}")
+    assert (versions.numbers(), versions.next_number(), versions.retired()) == ([2], 3, [])
+    assert [manifest.version for manifest in versions.manifests()] == [2]
+
+
+def test_no_path_is_made_of_text(versions: VersionStore) -> None:
+    with pytest.raises(ValueError):
+        versions.path("..")
 
 
 def test_a_number_is_taken_once(versions: VersionStore) -> None:
