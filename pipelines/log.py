@@ -25,14 +25,8 @@ logger = logging.getLogger(__name__)
 DUPLICATE = "duplicate row"
 CSV_SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "HUGEINT"}
-CLOSED = {
-    "autoinstall_known_extensions": "false",
-    "autoload_known_extensions": "false",
-    "allow_community_extensions": "false",
-    "allow_persistent_secrets": "false",
-    "python_enable_replacements": "false",
-}
-"""What DuckDB would otherwise fetch, load or look up by itself: extensions, secrets, variables of this process."""
+NO_EXTENSIONS = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
+"""DuckDB would otherwise fetch and load code for a function or a file that it knows by name only."""
 IDS = ("user", "item", "session")
 TYPES = {"kind": "VARCHAR", "event_timestamp": "TIMESTAMP WITH TIME ZONE", "value": "DOUBLE"}
 
@@ -51,7 +45,7 @@ def canonical_events(dataset: Dataset, source: Path | None = None) -> tuple[pa.T
         InvalidEvents: a missing column, a wrong type, a null id, an unknown kind, a time out of range, duplicate rows,
             or no rows at all.
     """
-    with duckdb.connect(config=CLOSED) as database:
+    with duckdb.connect(config=NO_EXTENSIONS) as database:
         database.execute("SET TimeZone = 'UTC'")
         database.execute("SET preserve_insertion_order = false")
         log = _Log(database, dataset, source or dataset.source)
@@ -127,7 +121,7 @@ class _Log:
         logger.info("%s: %d rows", self.path, self.rows_read)
 
     def confine(self) -> None:
-        """From here on no statement reaches another file than the log's, or a setting."""
+        """From here on no statement reaches a file but the log's, a variable of this process, a secret or a setting."""
         self.database.execute("SET allowed_paths = ?", [self.names])
         self.database.execute("SET enable_external_access = false")
         self.database.execute("SET lock_configuration = true")

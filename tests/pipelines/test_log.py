@@ -243,12 +243,13 @@ def unchecked(monkeypatch: pytest.MonkeyPatch, ingest, tmp_path: Path):
         ("1); ATTACH 'OUT'; SELECT (1", "Cannot access file .*out"),
         ("1); EXPORT DATABASE 'OUT'; SELECT (1", "Cannot access directory .*out"),
         ("1); INSTALL httpfs; SELECT (1", "disabled"),
+        ("(SELECT 1 FROM read_xlsx('LEAK.csv'))", "read_xlsx.* is not in the catalog"),
         ("1); LOAD httpfs; SELECT (1", "disabled"),
         ("1); SET enable_external_access = true; SELECT (1", "configuration has been locked"),
         ("1); RESET lock_configuration; SELECT (1", "configuration has been locked"),
         ("1); SET allowed_directories = ['/']; SELECT (1", "configuration has been locked"),
         ("1); PRAGMA enable_profiling = 'json'; SELECT (1", "configuration has been locked"),
-        ("1); CREATE PERSISTENT SECRET s (TYPE http); SELECT (1", "[Pp]ersistent secrets"),
+        ("1); CREATE PERSISTENT SECRET s (TYPE http); SELECT (1", "Cannot access directory .*secrets"),
     ],
 )
 def test_an_expression_reaches_no_file_but_the_logs_and_no_setting(

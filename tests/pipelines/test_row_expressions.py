@@ -103,22 +103,35 @@ def test_an_expression_over_columns_passes(expression: str) -> None:
         ("random() * price", r"random\(\), which depends on more"),
     ],
 )
-@pytest.mark.parametrize("section", ["columns", "text", "number", "drop"])
-def test_a_way_out_is_refused_with_file_key_and_expression(
-    tmp_path: Path, section: str, expression: str, fault: str
-) -> None:
+def test_a_way_out_is_refused(tmp_path: Path, expression: str, fault: str) -> None:
     (tmp_path / "secret.csv").write_text("password\nhunter2\n")
     expression = expression.replace("SECRET", str(tmp_path / "secret.csv")).replace("OUT", str(tmp_path / "out"))
+    with pytest.raises(InvalidConfig, match=fault) as refusal:
+        require_expressions({"log.text.item_title": expression})
+    assert refusal.value.problem == "log.text.item_title"
+    assert refusal.value.got.startswith(f"`{expression}` with ")
+    assert [path.name for path in tmp_path.iterdir()] == ["secret.csv"]
+
+
+@pytest.mark.parametrize(
+    ("section", "key"), [("columns", "user"), ("text", "item_title"), ("number", "item_price"), ("drop", "odd")]
+)
+def test_a_definition_is_refused_with_its_file_key_and_expression(tmp_path: Path, section: str, key: str) -> None:
     definition = yaml.safe_load(shop_yaml())
-    key = {"columns": "user", "text": "item_title", "number": "item_price", "drop": "odd"}[section]
-    definition["log"].setdefault(section, {})[key] = expression
+    definition["log"].setdefault(section, {})[key] = "(SELECT 1)"
     (tmp_path / "shop.yaml").write_text(yaml.safe_dump(definition, sort_keys=False))
-    with pytest.raises(InvalidConfig) as refusal:
+    with pytest.raises(InvalidConfig, match="expected one SQL expression over the log's columns") as refusal:
         load_dataset(str(tmp_path / "shop.yaml"))
     assert refusal.value.problem == f"shop.yaml: log.{section}.{key}"
-    assert refusal.value.got.startswith(f"`{expression}` with ")
-    refusal.match(fault)
-    assert not (tmp_path / "out").exists()
+    assert refusal.value.got == "`(SELECT 1)` with a subquery"
+
+
+def test_a_definition_is_refused_for_the_type_of_a_csv(tmp_path: Path) -> None:
+    definition = yaml.safe_load(shop_yaml())
+    definition["log"]["csv_types"] = {"who": "nonsense"}
+    (tmp_path / "shop.yaml").write_text(yaml.safe_dump(definition, sort_keys=False))
+    with pytest.raises(InvalidConfig, match=r"shop\.yaml: log\.csv_types\.who: expected a type of DuckDB.*`nonsense`"):
+        load_dataset(str(tmp_path / "shop.yaml"))
 
 
 @pytest.mark.parametrize("kind", ["nonsense", "VARCHAR); COPY x TO 'y'; --", "VARCHAR -- x", "ENUM(SELECT 1)", ""])
