@@ -6,6 +6,7 @@ DuckDB's own parser says what a text is; nothing is run and no file is touched.
 import json
 import re
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import duckdb
@@ -63,11 +64,6 @@ def require_types(types: dict[str, str]) -> None:
 class _Grammar:
     def __init__(self, database: duckdb.DuckDBPyConnection) -> None:
         self.database = database
-        self.functions: dict[str, list[tuple[str, str | None, str | None]]] = {}  # name -> (kind, stability, macro)
-        for name, *function in database.execute(
-            "SELECT function_name, function_type, stability, macro_definition FROM duckdb_functions()"
-        ).fetchall():
-            self.functions.setdefault(name, []).append(tuple(function))
 
     def fault(self, text: str) -> str | None:
         """What keeps `text` from being one expression of a row, as a noun; None if nothing does."""
@@ -98,14 +94,25 @@ class _Grammar:
             return f"a {kind.lower().replace('_', ' ')}"
         if kind not in CALLS:
             return None
-        name = node["function_name"].lower()
-        found = [function for function in self.functions.get(name, []) if function[0] in CALLS[kind]]
+        name = node["function_name"]
+        found = [function for function in _functions().get(name, []) if function[0] in CALLS[kind]]
         for _, stability, macro in found:
             if stability not in (None, "CONSISTENT"):
                 return f"{name}(), which depends on more than its arguments"
             if macro and (fault := self.fault(macro)):
                 return f"{name}(), which uses {fault}"
         return None if found else f"{name}(), which is no function of a row"
+
+
+@cache
+def _functions() -> dict[str, list[tuple[str, str | None, str | None]]]:
+    """Name -> kind, stability and, of a macro, the expression that it stands for, of each of DuckDB's functions."""
+    functions: dict[str, list[tuple[str, str | None, str | None]]] = {}
+    query = "SELECT function_name, function_type, stability, macro_definition FROM duckdb_functions()"
+    with duckdb.connect() as database:
+        for name, *function in database.execute(query).fetchall():
+            functions.setdefault(name, []).append(tuple(function))
+    return functions
 
 
 def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
