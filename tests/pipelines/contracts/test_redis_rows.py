@@ -328,13 +328,28 @@ def test_a_table_is_never_written_over(store: RedisRows) -> None:
     table.require_served(store)
 
 
-def test_of_two_writers_one_wins_and_the_other_is_told(store: RedisRows, tmp_path: Path, client: redis.Redis) -> None:
-    table, told, lease_s = Table(300), threading.Event(), 0.5
-    first, second = (store_of(client, tmp_path, lease_s=lease_s) for _ in range(2))
+def test_of_two_writers_one_wins_and_the_other_is_told(
+    tmp_path: Path, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Time passes while the second waits; meanwhile the first has its turns to renew."""
+    table, told, turns = Table(300), threading.Event(), threading.Semaphore(0)
+    first, second = (store_of(client, tmp_path, lease_s=600.0) for _ in range(2))
+
+    class SharedClock(Clock):
+        def sleep(self, seconds: float) -> None:
+            self.pass_by(seconds)
+            assert self.now_s < 6_000, "ten leases later it still waits"
+            for _ in range(3):  # a turn that began before, one that renews, and its end
+                assert turns.acquire(timeout=120)
+
+    monkeypatch.setattr(redis_rows, "time", SharedClock(client))
 
     def slow_batches() -> Iterator[pa.RecordBatch]:
         yield from table.batches()
-        while not told.wait(lease_s / 10):
+        while not told.wait(0.001):
+            while turns.acquire(blocking=False):  # only turns that somebody waits for count
+                pass
+            turns.release()
             yield pa.record_batch({"id": pa.array([], pa.int64()), "row": pa.array([], pa.binary(ROW_BYTES))})
 
     winner = threading.Thread(
