@@ -1,5 +1,9 @@
+import fcntl
 import hashlib
+import os
+import queue
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -120,6 +124,35 @@ def test_the_pointer_goes_back_only_when_told(versions: VersionStore) -> None:
     assert versions.current() == 2
     versions.point_to(1)
     versions.point_to(2, only_forward=True)
+    assert versions.current() == 2
+
+
+def test_of_two_who_move_the_pointer_the_second_waits(
+    versions: VersionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the first, which has looked where the pointer is, would move it back."""
+    for number in (1, 2):
+        publish(versions, number)
+    told, flock, write = queue.SimpleQueue(), fcntl.flock, version.replacing_file
+
+    def told_flock(descriptor: int, operation: int) -> None:
+        if os.path.samestat(os.fstat(descriptor), versions.root.stat()):
+            told.put("asks for the lock")
+        flock(descriptor, operation)
+
+    @contextmanager
+    def write_after_the_second_came(path: Path) -> Iterator[Path]:
+        monkeypatch.setattr(version, "replacing_file", write)
+        monkeypatch.setattr(fcntl, "flock", told_flock)
+        second = pool.submit(versions.point_to, 2, only_forward=True)
+        second.add_done_callback(lambda _: told.put("is done"))
+        assert told.get(timeout=120) == "asks for the lock"
+        with write(path) as staging:
+            yield staging
+
+    monkeypatch.setattr(version, "replacing_file", write_after_the_second_came)
+    with ThreadPoolExecutor(1) as pool:
+        versions.point_to(1, only_forward=True)
     assert versions.current() == 2
 
 
