@@ -5,12 +5,16 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
+from feast import FeatureStore
 
 from pipelines.audit import WAYS, _most_by_chance, audit
 from pipelines.cli import facet
@@ -162,6 +166,22 @@ def test_what_only_the_offline_store_has_wrong(
     offline_reads(own_workspace, change)
     table = audit(own_workspace.workspace, 1)["tables"][TABLE]
     assert table["first_different"] == {"offline": [int(wrong)]} and table["rows_different"] == 1
+
+
+def test_an_id_that_the_offline_store_answers_twice(
+    own_workspace: FeastRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = FeatureStore.get_historical_features
+
+    def answer_one_twice(store: FeatureStore, *, features: list[str], **asked: Any) -> Any:
+        answer = ask(store, features=features, **asked).to_arrow()
+        if features == ["item_kge__v1:row"]:
+            answer = pa.concat_tables([answer, answer.filter(pc.equal(answer["item"], IDS[60]))])
+        return SimpleNamespace(to_arrow=lambda: answer)
+
+    monkeypatch.setattr(FeatureStore, "get_historical_features", answer_one_twice)
+    report = audit(own_workspace.workspace, 1)
+    assert report["tables"][TABLE]["first_different"] == {"offline": [int(IDS[60])]} and report["rows_different"] == 1
 
 
 def test_rows_that_only_the_offline_store_has(own_workspace: FeastRepository) -> None:

@@ -79,6 +79,13 @@ def test_several_hold_one_version(versions: VersionStore) -> None:
             versions.retire(1)
 
 
+def test_who_holds_version_10_does_not_hold_version_1(versions: VersionStore) -> None:
+    publish(versions, 10)
+    with versions.pinned(10, role="ranker"):
+        assert (versions.holders(1), [found.role for found in versions.holders(10)]) == ([], ["ranker"])
+        assert versions.retire(1).manifest.version == 1
+
+
 def test_where_nothing_can_be_written_it_holds_all_the_same(
     versions: VersionStore, caplog: pytest.LogCaptureFixture
 ) -> None:
