@@ -184,6 +184,16 @@ def test_an_id_that_the_offline_store_answers_twice(
     assert report["tables"][TABLE]["first_different"] == {"offline": [int(IDS[60])]} and report["rows_different"] == 1
 
 
+def test_a_view_of_another_manifest(own_workspace: FeastRepository) -> None:
+    store = own_workspace.store()
+    view = store.get_feature_view("item_kge__v1")
+    view.tags["manifest_sha256"] = "0" * 64
+    store.registry.apply_feature_view(view, store.project)
+    store.registry.commit()
+    with pytest.raises(IntegrityError, match=r"feature view item_kge__v1: expected tags of manifest .*feast apply"):
+        audit(own_workspace.workspace, 1)
+
+
 def test_rows_that_only_the_offline_store_has(own_workspace: FeastRepository) -> None:
     gaps = np.setdiff1d(IDS + 1, IDS)  # what the audit asks for, among others
 
