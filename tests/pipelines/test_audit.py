@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import ibis
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -182,6 +183,16 @@ def test_an_id_that_the_offline_store_answers_twice(
     monkeypatch.setattr(FeatureStore, "get_historical_features", answer_one_twice)
     report = audit(own_workspace.workspace, 1)
     assert report["tables"][TABLE]["first_different"] == {"offline": [int(IDS[60])]} and report["rows_different"] == 1
+
+
+def test_no_frame_of_ids_is_kept(own_workspace: FeastRepository) -> None:
+    def kept() -> list[tuple[str]]:
+        views = "SELECT view_name FROM duckdb_views() WHERE temporary AND NOT internal ORDER BY view_name"
+        return ibis.get_backend().con.execute(views).fetchall()
+
+    before = kept()
+    audit(own_workspace.workspace, 1, sample=20)
+    assert kept() == before
 
 
 def test_a_view_of_another_manifest(own_workspace: FeastRepository) -> None:

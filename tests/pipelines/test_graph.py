@@ -46,10 +46,12 @@ def edges(relation, events: ibis.Table) -> dict[tuple, float]:
 def test_pairs_are_distinct_days_of_the_window_stamped_with_the_first_event() -> None:
     events = canonical([
         (1, 1, "buy", day(2.5)), (1, 1, "buy", day(2.2)), (1, 1, "buy", day(3)), (2, 1, "view", day(2)),
-        (2, 1, "buy", day(31)), (3, 1, "buy", day(30.9)), (4, 1, "buy", day(-1)),
+        (2, 1, "buy", day(31)), (3, 1, "buy", day(30.9)), (4, 1, "buy", day(-1)), (5, 1, "buy", day(0)),
     ])
     rows = contrastive_pairs(events, kinds=["buy"], window=JANUARY).to_pyarrow().cast(PAIRS_SCHEMA).to_pylist()
-    assert [tuple(row.values()) for row in rows] == [(1, 1, day(2.2)), (1, 1, day(3)), (3, 1, day(30.9))]
+    assert [tuple(row.values()) for row in rows] == [
+        (5, 1, day(0)), (1, 1, day(2.2)), (1, 1, day(3)), (3, 1, day(30.9))
+    ]
 
 
 def test_events_are_edges_weighted_by_days_and_stamped_with_the_first() -> None:
