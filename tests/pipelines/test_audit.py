@@ -3,7 +3,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -236,6 +236,10 @@ class Tampered:
 
     workspace: Workspace
     change: Callable[[np.ndarray, np.ndarray, np.ndarray], None]  # ids, rows, found
+    says: dict[str, Any] = field(default_factory=dict)  # what the reader tells of itself, where it is not the truth
+
+    def describe(self, version: int, table: str) -> str:
+        return f"tampered {table} of version {version}"
 
     def open(self, version: int, table: str) -> RowReader:
         segment, change = SegmentRows(self.workspace).open(version, table), self.change
@@ -250,9 +254,19 @@ class Tampered:
                 change(ids, rows, found)
                 return rows, found
 
-        return Reader()
+        reader = Reader()
+        vars(reader).update(self.says)
+        return reader
 
     check = open
+
+
+def test_a_row_that_a_reader_gives_and_calls_unknown(own_workspace: FeastRepository) -> None:
+    def disown(ids: np.ndarray, rows: np.ndarray, found: np.ndarray) -> None:
+        found[ids == IDS[5]] = False
+
+    table = audit(own_workspace.workspace, 1, rows=Tampered(own_workspace.workspace, disown))["tables"][TABLE]
+    assert table["first_different"] == {"lookup": [int(IDS[5])]} and table["rows_different"] == 1
 
 
 def test_a_reader_that_forgets_whose_row_is_whose(own_workspace: FeastRepository) -> None:
@@ -361,6 +375,14 @@ def test_an_unknown_id_that_reads_another_bucket(bucketed: FeastRepository) -> N
     assert [problem for problem in report["problems"] if noticed in problem], report["problems"]
 
 
+def test_an_unknown_id_that_only_feast_knows(bucketed: FeastRepository) -> None:
+    def disown(ids: np.ndarray, rows: np.ndarray, found: np.ndarray) -> None:
+        found[~np.isin(ids, published_rows(bucketed.workspace, 3, TABLE)[0])] = False
+
+    report = audit(bucketed.workspace, 3, rows=Tampered(bucketed.workspace, disown))
+    assert any(re.search("online, .* answered otherwise than by lookup", each) for each in report["problems"])
+
+
 def test_a_table_without_rows(own_workspace: FeastRepository, tmp_path: Path) -> None:
     candidate = write_candidate(tmp_path / "third", seed=3)
     path = candidate / "tables" / f"{TABLE}.parquet"
@@ -415,7 +437,18 @@ def test_a_corrupted_version_file(own_workspace: FeastRepository) -> None:
         audit(own_workspace.workspace, 1)
 
 
-def test_a_segment_of_another_manifest(own_workspace: FeastRepository) -> None:
+@pytest.mark.parametrize("difference", ["manifest_sha256", "spec"])
+def test_a_table_of_another_manifest(own_workspace: FeastRepository, difference: str) -> None:
+    """Each difference alone: the same table under another manifest, and another table under the same."""
+    workspace = own_workspace.workspace
+    spec = workspace.versions.manifest(1).table(TABLE)
+    other = {"manifest_sha256": "0" * 64, "spec": replace(spec, default_row="00" * spec.row_bytes)}[difference]
+    rows = Tampered(workspace, lambda ids, rows, found: None, {difference: other})
+    with pytest.raises(IntegrityError, match=workspace.versions.manifest(1).sha256):
+        audit(workspace, 1, rows=rows)
+
+
+def test_a_segment_of_another_version(own_workspace: FeastRepository) -> None:
     workspace = own_workspace.workspace
     shutil.rmtree(workspace.segment(1, TABLE))
     shutil.copytree(workspace.segment(2, TABLE), workspace.segment(1, TABLE))
