@@ -42,7 +42,7 @@ def require_expressions(expressions: dict[str, str]) -> None:
     with duckdb.connect() as database:
         grammar = _Grammar(database)
         for where, text in expressions.items():
-            if not BARE_WORD.fullmatch(text) and (fault := grammar.fault(text)):
+            if fault := None if BARE_WORD.fullmatch(text) else grammar.fault(text):
                 raise InvalidConfig(
                     where, expected="one SQL expression over the log's columns", got=f"`{text}` with {fault}",
                     remedy="Write one expression without subqueries, of functions whose values depend on their "
@@ -69,8 +69,11 @@ class _Grammar:
         """What keeps `text` from being one expression of a row, as a noun; None if nothing does."""
         try:
             alone = self._tree(f"SELECT {text}")
+            nodes = list(_nodes(alone))
         except ValueError as error:
             return str(error)
+        except RecursionError:
+            return "too many levels"
         # In parentheses there is room for one expression, not for a second one, a name, a clause or a statement.
         try:
             enclosed = self._tree(f"SELECT ({text}\n)")
@@ -78,7 +81,7 @@ class _Grammar:
             enclosed = None
         if alone != enclosed:
             return "more than an expression"
-        return next((fault for node in _nodes(alone) if (fault := self._node_fault(node))), None)
+        return next((fault for node in nodes if (fault := self._node_fault(node))), None)
 
     def _tree(self, statement: str) -> list[dict[str, Any]]:
         """Syntax trees of the statements in a text, without positions; raises `ValueError` with the parser's words."""

@@ -80,6 +80,8 @@ def test_an_expression_over_columns_passes(expression: str) -> None:
         ("PRAGMA database_list", "more than an expression"),
         ("SET threads = 1", "syntax error"),
         ("", "without selection list"),
+        ("abs(" * 900 + "price" + ")" * 900, "too many levels"),
+        ("(" * 5000 + "price" + ")" * 5000, "expression depth"),
         # Not a value of each row.
         ("*", "a star"),
         ("COLUMNS('pr.*')", "a star"),
