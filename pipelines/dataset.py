@@ -11,6 +11,7 @@ from pipelines.contracts.errors import InvalidConfig
 from pipelines.contracts.strict import build, read_yaml
 from pipelines.contracts.windows import Window, Windows
 from pipelines.relations import RELATION_TYPES, Relation
+from pipelines.row_expressions import require_expressions, require_types
 from pipelines.tasks import Followed, Sampled
 
 __all__ = ["OPTIONAL_COLUMNS", "REQUIRED_COLUMNS", "SURFACES", "Dataset", "LogLayout", "known_datasets", "load_dataset"]
@@ -26,7 +27,9 @@ _HOME = Path(str(files("pipelines.datasets")))
 
 @dataclass(frozen=True)
 class LogLayout:
-    """How the rows of a log become canonical events. All expressions are DuckDB SQL over the log's own columns.
+    """How the rows of a log become canonical events.
+
+    All expressions are DuckDB SQL over the log's own columns, of the kind that `pipelines.row_expressions` lets pass.
 
     Attributes:
         columns: canonical column -> expression.
@@ -63,6 +66,14 @@ class LogLayout:
             raise _refusal("log.kinds", f"kinds, each on one of {SURFACES}", bad if self.kinds else "none")
         if self.max_duplicate_share is not None and not 0 <= self.max_duplicate_share < 1:
             raise _refusal("log.max_duplicate_share", "a share in [0, 1), or null", self.max_duplicate_share)
+        require_expressions(
+            {
+                f"log.{section}.{name}": expression
+                for section in ("columns", "text", "number", "drop")
+                for name, expression in getattr(self, section).items()
+            }
+        )
+        require_types({f"log.csv_types.{column}": kind for column, kind in self.csv_types.items()})
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
 """The way in: any log, described by a data set's YAML, becomes canonical events, or is refused.
 
-This is the one place that speaks DuckDB's own SQL, because the YAML's expressions do. Every refusal comes before
-anything is written.
+This is the one place that runs DuckDB's own SQL, because the YAML's expressions are written in it
+(`pipelines.row_expressions` says what they may be). They reach the log's files and no other. Every refusal comes
+before anything is written.
 """
 
 import logging
-import re
 from pathlib import Path
 
 import duckdb
@@ -16,6 +16,7 @@ from pipelines.contracts.errors import InvalidConfig, InvalidEvents
 from pipelines.contracts.ids import as_ids
 from pipelines.dataset import Dataset
 from pipelines.events import SCHEMA, EventFacts, events_schema
+from pipelines.row_expressions import BARE_WORD
 
 __all__ = ["canonical_events"]
 
@@ -24,7 +25,8 @@ logger = logging.getLogger(__name__)
 DUPLICATE = "duplicate row"
 CSV_SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "HUGEINT"}
-BARE_WORD = re.compile(r"[^\W\d]\w*")
+NO_EXTENSIONS = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
+"""DuckDB would otherwise fetch and load code for a function or a file that it knows by name only."""
 IDS = ("user", "item", "session")
 TYPES = {"kind": "VARCHAR", "event_timestamp": "TIMESTAMP WITH TIME ZONE", "value": "DOUBLE"}
 
@@ -43,11 +45,12 @@ def canonical_events(dataset: Dataset, source: Path | None = None) -> tuple[pa.T
         InvalidEvents: a missing column, a wrong type, a null id, an unknown kind, a time out of range, duplicate rows,
             or no rows at all.
     """
-    with duckdb.connect() as database:
+    with duckdb.connect(config=NO_EXTENSIONS) as database:
         database.execute("SET TimeZone = 'UTC'")
         database.execute("SET preserve_insertion_order = false")
         log = _Log(database, dataset, source or dataset.source)
         log.open()
+        log.confine()
         log.cast()
         dropped = log.apply_rules()
         log.check()
@@ -98,13 +101,13 @@ class _Log:
     def open(self) -> None:
         """Make the view `source` of the log's own columns."""
         files = _files(self.path)
-        names = [str(file) for file in files]
+        self.names = [str(file) for file in files]
         try:
             if files[0].name.endswith(".parquet"):
-                relation = self.database.read_parquet(names, union_by_name=True)
+                relation = self.database.read_parquet(self.names, union_by_name=True)
             else:
                 # The whole file decides a column's type, so that no row can contradict the guess.
-                relation = self.database.read_csv(names, sample_size=-1, dtype=dict(self.layout.csv_types) or None)
+                relation = self.database.read_csv(self.names, sample_size=-1, dtype=dict(self.layout.csv_types) or None)
             relation.create_view("source")
             self.source_columns = relation.columns
             self.rows_read = self._scalar("SELECT count(*) FROM source")
@@ -117,21 +120,27 @@ class _Log:
             raise self._refusal("the log is empty", "at least one row", "none", "Give another --source.")
         logger.info("%s: %d rows", self.path, self.rows_read)
 
+    def confine(self) -> None:
+        """From here on no statement reaches a file but the log's, a variable of this process, a secret or a setting."""
+        self.database.execute("SET allowed_paths = ?", [self.names])
+        self.database.execute("SET enable_external_access = false")
+        self.database.execute("SET lock_configuration = true")
+
     def cast(self) -> None:
         """Materialize `typed`: each canonical column in its type, `__reason` to leave the row out, `__bad` casts."""
         for name, expression in self.expressions.items():
-            self.expressions[name] = self._column_or_expression(name, expression)
-            self.types[name] = self._bound(name, self.expressions[name])
+            self.expressions[name], self.types[name] = self._bound(name, expression)
         wanted = {name: self._wanted(name) for name in self.expressions}
         reason = "CAST(NULL AS VARCHAR)"
         if self.layout.drop:
-            for name, condition in self.layout.drop.items():
-                self._bound(f"drop rule '{name}'", condition)
-            rules = [f"WHEN ({condition}) THEN {_text(name)}" for name, condition in self.layout.drop.items()]
+            rules = []
+            for name, expression in self.layout.drop.items():
+                condition, _ = self._bound(f"drop rule '{name}'", expression)
+                rules.append(f"WHEN {condition} THEN {_text(name)}")
             reason = f"CASE {' '.join(rules)} END"
         columns, bad = [], []
         for name, kind in wanted.items():
-            raw = f"({self.expressions[name]})"
+            raw = self.expressions[name]
             cast = f"TRY_CAST({raw} AS {kind})"
             columns.append(f"{cast} AS {_quoted(name)}")
             bad.append(f"WHEN {raw} IS NOT NULL AND {cast} IS NULL THEN {_text(name)}")
@@ -142,21 +151,22 @@ class _Log:
             f"CASE {' '.join(bad)} END AS __bad, {', '.join(columns)} FROM source"
         )
 
-    def _column_or_expression(self, name: str, expression: str) -> str:
-        """A bare word is a column, never SQL: `user` would otherwise be the database's user, the same in every row."""
-        if expression in self.source_columns:
-            return _quoted(expression)
-        if BARE_WORD.fullmatch(expression):
+    def _bound(self, name: str, expression: str) -> tuple[str, str]:
+        """An expression as part of a statement, and its type.
+
+        A bare word is a column, never SQL: `user` would otherwise be the database's user, the same in every row.
+        """
+        if not BARE_WORD.fullmatch(expression):
+            sql = f"({expression}\n)"  # a comment at its end reaches no further than itself
+        elif expression in self.source_columns:
+            sql = _quoted(expression)
+        else:
             raise self._refusal(
                 f"missing column for {name}", f"`{expression}` among the log's columns", str(self.source_columns),
                 "Correct the log, or the expression in the data set's YAML.",
             )
-        return expression
-
-    def _bound(self, name: str, expression: str) -> str:
-        """DuckDB's type of an expression over the log's columns."""
         try:
-            return str(self.database.sql(f"SELECT ({expression}) AS x FROM source LIMIT 0").types[0])
+            return sql, str(self.database.sql(f"SELECT {sql} AS x FROM source LIMIT 0").types[0])
         except duckdb.Error as error:
             message = _first_line(error)
             missing = "not found in FROM clause" in message or "Referenced column" in message
@@ -214,7 +224,7 @@ class _Log:
         """Refuse what no rule forgave."""
         for name, count in self._rows("SELECT __bad, count(*) FROM typed WHERE __bad IS NOT NULL GROUP BY 1"):
             example = self._scalar(
-                f"SELECT any_value(x) FROM (SELECT ({self.expressions[name]}) AS x FROM source) "
+                f"SELECT any_value(x) FROM (SELECT {self.expressions[name]} AS x FROM source) "
                 f"WHERE x IS NOT NULL AND TRY_CAST(x AS {self._wanted(name)}) IS NULL"
             )
             raise self._refusal(

@@ -17,7 +17,8 @@ CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     # A host that was restarted is found again within a second, not after gRPC's growing pauses of up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
+    # What gRPC calls this is the time that a connection has to come up, TLS included: not to be cut short.
+    ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.max_reconnect_backoff_ms", 1000),
     # A call that waits long, such as for a version to load, ends when its host is gone. Not more often than
     # `online.rpc.limits` allows, and only while a call is under way.

@@ -3,14 +3,19 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import ibis
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
+from feast import FeatureStore
 
 from pipelines.audit import WAYS, _most_by_chance, audit
 from pipelines.cli import facet
@@ -116,14 +121,15 @@ def test_an_id_that_a_segment_lacks_counts_as_different_and_its_row_as_unreached
     assert "1 rows of the segment are reached by no id" in table["problems"]
 
 
+@pytest.mark.parametrize("row", [0, 10, 199])
 def test_ids_that_share_a_row_leave_one_unreached(
-    own_workspace: FeastRepository, monkeypatch: pytest.MonkeyPatch
+    own_workspace: FeastRepository, monkeypatch: pytest.MonkeyPatch, row: int
 ) -> None:
     positions = Segment.positions
 
     def one_for_another(segment: Segment, ids: np.ndarray) -> np.ndarray:
         found = positions(segment, ids)
-        return np.where(found == 10, 11, found)
+        return np.where(found == row, 11, found)
 
     monkeypatch.setattr(Segment, "positions", one_for_another)
     table = audit(own_workspace.workspace, 1)["tables"][TABLE]
@@ -165,6 +171,42 @@ def test_what_only_the_offline_store_has_wrong(
     assert table["first_different"] == {"offline": [int(wrong)]} and table["rows_different"] == 1
 
 
+def test_an_id_that_the_offline_store_answers_twice(
+    own_workspace: FeastRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = FeatureStore.get_historical_features
+
+    def answer_one_twice(store: FeatureStore, *, features: list[str], **asked: Any) -> Any:
+        answer = ask(store, features=features, **asked).to_arrow()
+        if features == ["item_kge__v1:row"]:
+            answer = pa.concat_tables([answer, answer.filter(pc.equal(answer["item"], IDS[60]))])
+        return SimpleNamespace(to_arrow=lambda: answer)
+
+    monkeypatch.setattr(FeatureStore, "get_historical_features", answer_one_twice)
+    report = audit(own_workspace.workspace, 1)
+    assert report["tables"][TABLE]["first_different"] == {"offline": [int(IDS[60])]} and report["rows_different"] == 1
+
+
+def test_no_frame_of_ids_is_kept(own_workspace: FeastRepository) -> None:
+    def kept() -> list[tuple[str]]:
+        views = "SELECT view_name FROM duckdb_views() WHERE temporary AND NOT internal ORDER BY view_name"
+        return ibis.get_backend().con.execute(views).fetchall()
+
+    before = kept()
+    audit(own_workspace.workspace, 1, sample=20)
+    assert kept() == before
+
+
+def test_a_view_of_another_manifest(own_workspace: FeastRepository) -> None:
+    store = own_workspace.store()
+    view = store.get_feature_view("item_kge__v1")
+    view.tags["manifest_sha256"] = "0" * 64
+    store.registry.apply_feature_view(view, store.project)
+    store.registry.commit()
+    with pytest.raises(IntegrityError, match=r"feature view item_kge__v1: expected tags of manifest .*feast apply"):
+        audit(own_workspace.workspace, 1)
+
+
 def test_rows_that_only_the_offline_store_has(own_workspace: FeastRepository) -> None:
     gaps = np.setdiff1d(IDS + 1, IDS)  # what the audit asks for, among others
 
@@ -196,6 +238,10 @@ class Tampered:
 
     workspace: Workspace
     change: Callable[[np.ndarray, np.ndarray, np.ndarray], None]  # ids, rows, found
+    says: dict[str, Any] = field(default_factory=dict)  # what the reader tells of itself, where it is not the truth
+
+    def describe(self, version: int, table: str) -> str:
+        return f"tampered {table} of version {version}"
 
     def open(self, version: int, table: str) -> RowReader:
         segment, change = SegmentRows(self.workspace).open(version, table), self.change
@@ -210,9 +256,19 @@ class Tampered:
                 change(ids, rows, found)
                 return rows, found
 
-        return Reader()
+        reader = Reader()
+        vars(reader).update(self.says)
+        return reader
 
     check = open
+
+
+def test_a_row_that_a_reader_gives_and_calls_unknown(own_workspace: FeastRepository) -> None:
+    def disown(ids: np.ndarray, rows: np.ndarray, found: np.ndarray) -> None:
+        found[ids == IDS[5]] = False
+
+    table = audit(own_workspace.workspace, 1, rows=Tampered(own_workspace.workspace, disown))["tables"][TABLE]
+    assert table["first_different"] == {"lookup": [int(IDS[5])]} and table["rows_different"] == 1
 
 
 def test_a_reader_that_forgets_whose_row_is_whose(own_workspace: FeastRepository) -> None:
@@ -298,10 +354,15 @@ def bucketed(request: pytest.FixtureRequest, own_workspace: FeastRepository, tmp
     return own_workspace
 
 
+def table_spec(bucketed: FeastRepository) -> TableSpec:
+    return bucketed.workspace.versions.manifest(3).table(TABLE)
+
+
 def test_hash_buckets_are_audited_with_the_rest(bucketed: FeastRepository) -> None:
     report = audit(bucketed.workspace, 3)
     table = report["tables"][TABLE]
-    assert report["problems"] == [] and table["rows_checked"] in (40, 240)
+    assert report["problems"] == []
+    assert table["rows_checked"] == {"vocabulary+buckets": 240, "hash": 40}[table_spec(bucketed).id_rule]
     assert table["unknown_ids"]["asked"] > 300 and len(set(table["sha256"].values())) == 1
 
 
@@ -312,7 +373,16 @@ def test_an_unknown_id_that_reads_another_bucket(bucketed: FeastRepository) -> N
 
     report = audit(bucketed.workspace, 3, rows=Tampered(bucketed.workspace, neighbour))
     assert report["rows_different"] == 0
-    assert any("pass for known" in each or "nor their bucket's" in each for each in report["problems"])
+    noticed = {"vocabulary+buckets": "pass for known", "hash": "nor their bucket's"}[table_spec(bucketed).id_rule]
+    assert [problem for problem in report["problems"] if noticed in problem], report["problems"]
+
+
+def test_an_unknown_id_that_only_feast_knows(bucketed: FeastRepository) -> None:
+    def disown(ids: np.ndarray, rows: np.ndarray, found: np.ndarray) -> None:
+        found[~np.isin(ids, published_rows(bucketed.workspace, 3, TABLE)[0])] = False
+
+    report = audit(bucketed.workspace, 3, rows=Tampered(bucketed.workspace, disown))
+    assert any(re.search("online, .* answered otherwise than by lookup", each) for each in report["problems"])
 
 
 def test_a_table_without_rows(own_workspace: FeastRepository, tmp_path: Path) -> None:
@@ -369,7 +439,18 @@ def test_a_corrupted_version_file(own_workspace: FeastRepository) -> None:
         audit(own_workspace.workspace, 1)
 
 
-def test_a_segment_of_another_manifest(own_workspace: FeastRepository) -> None:
+@pytest.mark.parametrize("difference", ["manifest_sha256", "spec"])
+def test_a_table_of_another_manifest(own_workspace: FeastRepository, difference: str) -> None:
+    """Each difference alone: the same table under another manifest, and another table under the same."""
+    workspace = own_workspace.workspace
+    spec = workspace.versions.manifest(1).table(TABLE)
+    other = {"manifest_sha256": "0" * 64, "spec": replace(spec, default_row="00" * spec.row_bytes)}[difference]
+    rows = Tampered(workspace, lambda ids, rows, found: None, {difference: other})
+    with pytest.raises(IntegrityError, match=workspace.versions.manifest(1).sha256):
+        audit(workspace, 1, rows=rows)
+
+
+def test_a_segment_of_another_version(own_workspace: FeastRepository) -> None:
     workspace = own_workspace.workspace
     shutil.rmtree(workspace.segment(1, TABLE))
     shutil.copytree(workspace.segment(2, TABLE), workspace.segment(1, TABLE))
@@ -377,7 +458,17 @@ def test_a_segment_of_another_manifest(own_workspace: FeastRepository) -> None:
         audit(workspace, 1)
 
 
+def test_a_version_that_is_not_materialized(own_workspace: FeastRepository, tmp_path: Path) -> None:
+    publish(own_workspace.workspace, write_candidate(tmp_path / "third", seed=3))
+    with pytest.raises(VersionNotFound, match="feast materialize"):
+        audit(own_workspace.workspace, 3)
+
+
 def test_a_version_that_is_not_applied(own_workspace: FeastRepository, tmp_path: Path) -> None:
     publish(own_workspace.workspace, write_candidate(tmp_path / "third", seed=3))
-    with pytest.raises((NotPrepared, VersionNotFound), match=r"feast"):
+    own_workspace.apply()
+    materialize(own_workspace, 3)
+    store = own_workspace.store()
+    store.registry.delete_feature_view("user_kge__v3", store.project)
+    with pytest.raises(NotPrepared, match="feast apply"):
         audit(own_workspace.workspace, 3)

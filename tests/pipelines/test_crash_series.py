@@ -46,6 +46,7 @@ from tests.crash import (
     run_child,
 )
 from tests.releases import DIMS, WIDE_RANGE, FeastRepository, entity_ids, published_rows, write_candidate
+from tests.waiting import until
 
 pytestmark = pytest.mark.crash
 
@@ -271,8 +272,12 @@ def killed_command(command: list[str], where: Path, staged_in: Path, chance: ran
     """Start a command, wait until it stages something new, kill it within `within_s` from then; returns when."""
     before = set(staged_in.glob(".staging-*"))
     process = subprocess.Popen(command, cwd=where, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not set(staged_in.glob(".staging-*")) - before:
+
+    def stages() -> bool:
         assert process.poll() is None, f"{command} ended by itself: {process.returncode}"
+        return bool(set(staged_in.glob(".staging-*")) - before)
+
+    until(stages, seconds=300)
     instant = chance.uniform(0, within_s)
     time.sleep(instant)
     process.kill()

@@ -83,6 +83,12 @@ def test_unknown_run_names_those_there_are(load) -> None:
          "one task of type sampled"),
         ({"tasks": "tasks: {view: {type: sampled, kinds: [view], negatives: 0}}"}, "negatives.*at least 1"),
         ({"tasks": "tasks: {view: {type: sampled, kinds: [view], negatives: lots}}"}, "whole number.*lots"),
+        ({"tasks": "tasks: {view: {type: sampled, kinds: [view], visits: 1.5}}"}, r"visits.*\(0, 1\], got 1.5"),
+        ({"tasks": "tasks: {view: {type: sampled, kinds: [view], visits: 0}}"}, r"visits.*\(0, 1\], got 0"),
+        ({"tasks": "tasks: {view: {type: sampled, kinds: [view], popularity_power: -1}}"}, "power.*0 or more"),
+        ({"tasks": "tasks: {view: {type: sampled, kinds: [view], on_sale_days: -1}}"}, "on_sale_days.*0 or more"),
+        ({"tasks": "tasks: {v: {type: sampled, kinds: [view]}, b: {type: followed, trigger: [view], outcome: [buy], "
+                   "days: 0}}"}, "days.*at least 1, got 0"),
         ({"tasks": "tasks: {v: {type: sampled, kinds: [view]}, b: {type: followed, trigger: [buy], outcome: [buy], "
                    "days: 7}}"}, "trigger"),
         ({"graph": "graph: {viewed: {type: events, kinds: [view]}}"}, "anchor.*none"),

@@ -1,6 +1,8 @@
+import os
 import sqlite3
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -8,11 +10,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from online.lookup.reader import VersionReader
+from pipelines import engine
 from pipelines.contracts.durable import remove_directory
-from pipelines.contracts.errors import IntegrityError, InvalidConfig, NotPrepared, VersionConflict, VersionNotFound
+from pipelines.contracts.errors import (
+    IntegrityError,
+    InvalidConfig,
+    NotPrepared,
+    VersionConflict,
+    VersionInUse,
+    VersionNotFound,
+)
 from pipelines.contracts.segment import Segment
 from pipelines.publish import publish
-from tests.crash import kill_during, materialize_repository
+from pipelines.retire import retire
+from tests.crash import kill_during, materialize_repository, require_served
 from tests.releases import AS_OF, DIMS, FeastRepository, entity_ids, published_rows, write_candidate
 
 VIEWS_2 = [f"{table.replace('.', '_')}__v2" for table in DIMS]
@@ -75,6 +86,27 @@ def test_a_corrupted_manifest_stops_apply_and_nothing_changes(own_workspace: Fea
     with pytest.raises(IntegrityError, match=r"versions/2/manifest\.json is corrupted"):
         own_workspace.materialize(["item_kge__v2"])
     assert first_row(own_workspace, 1) is not None and first_row(own_workspace, 2) is not None
+
+
+def test_a_version_is_held_while_it_is_materialized(
+    own_workspace: FeastRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, refused = own_workspace.workspace, 0
+    remove_directory(workspace.segment(1, "item.kge"), within=workspace.segments)
+
+    def open_while_somebody_retires(file: BinaryIO, original=engine.open_table_file) -> pq.ParquetFile:
+        nonlocal refused
+        with pytest.raises(VersionInUse, match=rf"materialize \(pid {os.getpid()}"):
+            retire(workspace, 1)
+        refused += 1
+        return original(file)
+
+    monkeypatch.setattr(engine, "open_table_file", open_while_somebody_retires)
+    own_workspace.materialize(["item_kge__v1"])
+    assert refused == 1
+    require_served(workspace, 1)
+    assert workspace.versions.holders(1) == []
+    retire(workspace, 1)
 
 
 def test_a_version_that_is_gone(own_workspace: FeastRepository) -> None:

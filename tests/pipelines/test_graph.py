@@ -7,6 +7,7 @@ from pathlib import Path
 import ibis
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -45,10 +46,12 @@ def edges(relation, events: ibis.Table) -> dict[tuple, float]:
 def test_pairs_are_distinct_days_of_the_window_stamped_with_the_first_event() -> None:
     events = canonical([
         (1, 1, "buy", day(2.5)), (1, 1, "buy", day(2.2)), (1, 1, "buy", day(3)), (2, 1, "view", day(2)),
-        (2, 1, "buy", day(31)), (3, 1, "buy", day(30.9)), (4, 1, "buy", day(-1)),
+        (2, 1, "buy", day(31)), (3, 1, "buy", day(30.9)), (4, 1, "buy", day(-1)), (5, 1, "buy", day(0)),
     ])
     rows = contrastive_pairs(events, kinds=["buy"], window=JANUARY).to_pyarrow().cast(PAIRS_SCHEMA).to_pylist()
-    assert [tuple(row.values()) for row in rows] == [(1, 1, day(2.2)), (1, 1, day(3)), (3, 1, day(30.9))]
+    assert [tuple(row.values()) for row in rows] == [
+        (5, 1, day(0)), (1, 1, day(2.2)), (1, 1, day(3)), (3, 1, day(30.9))
+    ]
 
 
 def test_events_are_edges_weighted_by_days_and_stamped_with_the_first() -> None:
@@ -66,6 +69,11 @@ def test_co_occurrence_counts_visits_and_keeps_the_most_frequent() -> None:
     assert found == {(1, 2): 3, (2, 1): 3, (1, 3): 2, (3, 1): 2}
     nearest = edges(CoOccurrence(kinds=("buy",), min_count=1, top_k=1, max_size=3), events)
     assert nearest == {(1, 2): 3, (2, 1): 3, (3, 1): 2}
+
+
+def test_of_companions_that_are_equally_frequent_the_smaller_id_is_kept() -> None:
+    events = canonical([(1, item, "buy", day(1)) for item in (3, 1, 2)])
+    assert edges(CoOccurrence(kinds=("buy",), min_count=1, top_k=1), events) == {(1, 2): 1, (2, 1): 1, (3, 1): 1}
 
 
 def test_co_occurrence_within_sessions() -> None:
@@ -145,6 +153,18 @@ def test_nodes_are_dense_with_one_range_per_type_and_edges_point_to_them(graph_o
     assert [r["surface"] for r in relations] == ["offsite", "onsite", "structural", "structural"]
     assert [r["anchor"] for r in relations] == [True, False, False, False]
     assert [r["edges"] for r in relations] == np.bincount(edges["relation"].to_numpy()).tolist()
+
+
+def test_edges_are_sorted_by_relation_head_and_tail(graph_of) -> None:
+    _, edges, _ = graph_of(canonical(random_events(5, kinds=("view", "buy"))), RELATIONS)
+    places = list(zip(*(edges[name].to_pylist() for name in ("relation", "head", "tail")), strict=True))
+    assert len(places) > 500 and places == sorted(places)
+
+
+def test_an_item_of_several_titles_has_the_greatest(graph_of) -> None:
+    events = with_attributes([{"item_title": title} for title in ("blue pot", "red pot", "green pot")])
+    nodes, _, _ = graph_of(events, {"bought": Events(kinds=("buy",), anchor=True)})
+    assert nodes.filter(pc.equal(nodes["type"], "item"))["name"].to_pylist() == ["red pot"]
 
 
 RELATIONS = {

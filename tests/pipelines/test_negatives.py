@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from pipelines import negatives
 from pipelines.negatives import draw_negatives
 from pipelines.tasks import Sampled
 
@@ -66,15 +67,29 @@ def test_later_sales_change_no_earlier_draw() -> None:
     assert np.array_equal(whole_visit[early], cut_visit) and np.array_equal(whole_item[early], cut_item)
 
 
+def test_two_days_alike_are_drawn_apart() -> None:
+    visit, day = np.repeat([0, 1], 20), np.repeat([10, 11], 20)
+    item, kept = np.tile(np.arange(20), 2), np.tile(np.arange(200), 2)
+    sales = (np.repeat([10, 11], 200), kept, np.ones(400, np.int64))
+    task = Sampled(kinds=("buy",), negatives=2, on_sale_days=0)
+    drawn_visit, drawn_item = draw_negatives(visit, day, item, sales=sales, task=task, seed=0)
+    first, second = (drawn_item[drawn_visit == number] for number in (0, 1))
+    assert len(first) == len(second) == 40 and not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("rounds", [negatives.REJECTION_ROUNDS, 0], ids=["by rejection", "by races"])
 @pytest.mark.parametrize(("power", "expected"), [(1.0, [0.6, 0.3, 0.1]), (0.0, [1 / 3] * 3)])
-def test_popularity_to_the_power(power: float, expected: list[float]) -> None:
+def test_popularity_to_the_power(
+    power: float, expected: list[float], rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(negatives, "REJECTION_ROUNDS", rounds)
     task = Sampled(kinds=("buy",), negatives=1, popularity_power=power)
-    visits = 20_000
+    visits = 20_000 if rounds else 4_000  # a race is run for one visit at a time
     visit, day, item = np.arange(visits), np.zeros(visits, np.int64), np.full(visits, 9)
     sales = (np.zeros(4, np.int64), np.array([1, 2, 3, 9]), np.array([60, 30, 10, 5]))
     _, drawn = draw_negatives(visit, day, item, sales=sales, task=task, seed=0)
     share = np.bincount(drawn, minlength=4)[1:4] / visits
-    assert np.allclose(share, expected, atol=0.015)  # four standard deviations
+    assert np.allclose(share, expected, atol=2 / np.sqrt(visits))  # four standard deviations
 
 
 def test_a_rare_item_is_found_when_nearly_all_is_wanted() -> None:

@@ -166,6 +166,8 @@ def test_new_events_new_definitions_and_force_are_worked_on(shop: Path) -> None:
     assert not prepare_views(workspace, dataset) and not prepare_run(workspace, dataset, "first")
     assert prepare_views(workspace, dataset, force=True) and prepare_run(workspace, dataset, "first", force=True)
 
+    assert prepare_run(workspace, dataset, "first", seed=1) and not prepare_run(workspace, dataset, "first", seed=1)
+
     changed = shop_yaml(source="source: log.csv", pair_kinds="pair_kinds: [buy]")
     (shop / "shop.yaml").write_text(changed)
     dataset = load_dataset(str(shop / "shop.yaml"))

@@ -1,7 +1,10 @@
 """Retiring: refusals, what goes and what stays, lineage, and loads at the same moment. Kills: `test_crash_steps`."""
 
+import fcntl
 import os
+import queue
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +16,10 @@ from pipelines import cli
 from pipelines.cli import facet
 from pipelines.contracts.durable import creating_directory
 from pipelines.contracts.errors import IntegrityError, InvalidConfig, VersionInUse, VersionNotFound
+from pipelines.contracts.locks import locked
 from pipelines.contracts.workspace import Workspace
 from pipelines.publish import publish
-from pipelines.retire import bytes_below, retire
+from pipelines.retire import bytes_below, delete_leftovers, leftovers, retire
 from tests.crash import require_served, require_whole
 from tests.releases import FeastRepository, published_rows, write_candidate
 from tests.rivals import holding, race, retiring
@@ -102,6 +106,29 @@ def test_a_half_retired_version_is_finished(own_workspace: FeastRepository) -> N
     first = workspace.versions.retire(1)  # and died there
     assert retire(workspace, 1).retirement.at == first.at.replace(microsecond=0)
     assert [path.name for path in workspace.versions.path(1).iterdir()] == ["retired.json"]
+
+
+def test_of_two_deleters_the_second_waits(own_workspace: FeastRepository, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace, flock = own_workspace.workspace, fcntl.flock
+    record = workspace.versions.path(1) / "retired.json"
+    workspace.versions.retire(1)
+    before, asked = leftovers(workspace, 1), queue.SimpleQueue()
+
+    def told_flock(descriptor: int, operation: int) -> None:
+        if os.path.samestat(os.fstat(descriptor), record.stat()):
+            asked.put(operation)
+        flock(descriptor, operation)
+
+    with ThreadPoolExecutor(1) as pool:
+        with locked(record) as first:
+            monkeypatch.setattr(fcntl, "flock", told_flock)
+            second = pool.submit(delete_leftovers, workspace, 1)
+            second.add_done_callback(lambda _: asked.put("done"))
+            assert first and asked.get(timeout=120) == fcntl.LOCK_EX  # it waits: without LOCK_NB
+            assert leftovers(workspace, 1) == before and len(before) > 5
+        assert second.result(timeout=120) > 10_000
+    assert leftovers(workspace, 1) == []
+    assert delete_leftovers(workspace, 1) == 0  # whoever comes after both
 
 
 def test_what_a_process_has_mapped_stays_readable_to_it(own_workspace: FeastRepository) -> None:

@@ -104,6 +104,20 @@ def test_each_table_shares_what_it_can(repository: FeastRepository, caplog: pyte
     assert not VersionReader.open(repository.workspace, 2).lookup(MOVED, gone)[1].any()
 
 
+def test_of_several_parents_it_shares_with_the_one_of_the_same_rows(
+    repository: FeastRepository, tmp_path: Path
+) -> None:
+    """`CHANGED` of version 3 is that of version 1 again; version 2, the newer parent, has other rows."""
+    workspace, candidate = repository.workspace, write_candidate(tmp_path / "third", seed=1)
+    shutil.copy(write_candidate(tmp_path / "fourth", seed=3) / Manifest.table_path(OTHER), candidate / "tables")
+    repository.materialize(VIEWS[2])
+    publish(workspace, candidate, parents=(1, 2))
+    repository.apply()
+    repository.materialize(["item_kge__v3"])
+    first, third = (workspace.segment(version, CHANGED) / "rows.npy" for version in (1, 3))
+    assert third.samefile(first)
+
+
 def test_it_outlives_its_parent(repository: FeastRepository) -> None:
     repository.materialize()
     retire(repository.workspace, 1)

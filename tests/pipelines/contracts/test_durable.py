@@ -1,7 +1,6 @@
 import errno
 import hashlib
 import os
-import re
 import stat
 from pathlib import Path
 
@@ -103,45 +102,24 @@ def test_what_is_read_only_is_read_only_when_it_appears(tmp_path: Path) -> None:
     assert not (tmp_path / "d").exists()
 
 
-@pytest.fixture
-def operations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """What is flushed and renamed below `tmp_path`, in order; names of staging directories are cut to `*`."""
-    seen: list[tuple[str, str]] = []
-
-    def named(path: Path | str) -> str:
-        return re.sub(r"\.staging-[^/]*", "*", os.path.relpath(path, tmp_path))
-
-    def flush(descriptor: int, original=os.fsync) -> None:
-        seen.append(("flush", named(os.readlink(f"/proc/self/fd/{descriptor}"))))
-        original(descriptor)
-
-    def move(source: Path, target: Path, original=os.rename) -> None:
-        seen.append(("rename to", named(target)))
-        original(source, target)
-
-    monkeypatch.setattr(os, "fsync", flush)
-    monkeypatch.setattr(os, "rename", move)
-    monkeypatch.setattr(os, "replace", move)
-    return seen
-
-
 def test_a_power_loss_finds_every_byte_below_a_name_that_it_finds(
-    tmp_path: Path, operations: list[tuple[str, str]]
+    tmp_path: Path, disk: list[tuple[str, str]]
 ) -> None:
     with creating_directory(tmp_path / "made" / "d") as staging:
         (staging / "a" / "b").mkdir(parents=True)
         for name in ("a/b/f", "g"):
             (staging / name).write_text("x")
     inside = {("flush", f"made/*{name}") for name in ("", "/a", "/a/b", "/a/b/f", "/g")}
-    assert operations[0] == ("flush", ".")  # "made" itself, in its parent
-    assert set(operations[1:6]) == inside and operations[6:] == [("rename to", "made/d"), ("flush", "made")]
-    operations.clear()
+    assert disk[0] == ("flush", ".")  # "made" itself, in its parent
+    assert set(disk[1:6]) == inside and disk[6:] == [("rename to", "made/d"), ("flush", "made")]
+    disk.clear()
     with replacing_file(tmp_path / "made" / "f") as staging:
         staging.write_text("x")
-    assert operations == [("flush", "made/*/f"), ("rename to", "made/f"), ("flush", "made")]
-    operations.clear()
+    assert disk == [("flush", "made/*/f"), ("rename to", "made/f"), ("flush", "made"), ("delete", "made/*")]
+    disk.clear()
     remove_directory(tmp_path / "made" / "d", within=tmp_path)
-    assert operations == [("rename to", "made/*"), ("flush", "made")]
+    assert disk[:2] == [("rename to", "made/*"), ("flush", "made")]
+    assert sorted(disk[2:]) == sorted(("delete", f"made/*{name}") for name in ("", "/a", "/a/b", "/a/b/f", "/g"))
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])

@@ -40,6 +40,14 @@ def test_what_is_packed_is_unpacked(table: dict[int, bytes], count: int, data: s
         assert list(zip(ids.tolist(), map(bytes, rows), strict=True)) == expected
 
 
+@pytest.mark.parametrize("count", [65_536, 65_537])
+def test_a_partition_has_as_many_buckets_as_16_bits_count_or_more(count: int) -> None:
+    rows = np.array([[9] * 10, [7] * 10, [8] * 10], np.uint8)
+    contents = pack(rows, np.array([count - 1, 0, 1]), count=count)
+    assert len(contents) == count
+    assert [contents[bucket] for bucket in (0, 1, 2, count - 1)] == [b"\7" * 10, b"\10" * 10, b"", b"\t" * 10]
+
+
 @settings(deadline=None)  # the first call compiles
 @given(st.dictionaries(ANY_ID, ANY_ROW, max_size=60), st.lists(ANY_ID, max_size=20))
 def test_finding_is_a_dictionary(table: dict[int, bytes], strangers: list[int]) -> None:

@@ -3,9 +3,8 @@ import os
 import re
 import signal
 import threading
-import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -33,6 +32,7 @@ from pipelines.contracts.redis_rows import RedisRows
 from pipelines.contracts.spec import TableSpec
 from tests.crash import run_child
 from tests.redis_server import RedisServer, redis_cluster
+from tests.waiting import until
 
 MANIFEST = "ab" * 32
 ROW_BYTES = 10
@@ -102,6 +102,24 @@ class Table:
         assert [row.tobytes() for row in rows] == [row or DEFAULT for row in expected]
 
 
+class Clock:
+    """Stands in for `time`: it passes when a test says so, here and in what the lock has left on the server."""
+
+    def __init__(self, client: redis.Redis, lock: str = "{item.kge@7}lock") -> None:
+        self.client, self.lock, self.now_s = client, lock, 0.0
+
+    def pass_by(self, seconds: float) -> None:
+        self.now_s += seconds
+        if (left_ms := self.client.pttl(self.lock)) > 0:
+            self.client.pexpire(self.lock, left_ms - round(seconds * 1000))  # at zero the server deletes it
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.pass_by(seconds)
+
+
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 @pytest.mark.parametrize("rows", [0, 1, 700])
 def test_every_id_reads_what_its_rule_says(store: RedisRows, rule: IdRule, rows: int) -> None:
@@ -134,18 +152,55 @@ def test_the_lock_is_renewed_over_many_short_partitions(
     client: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each takes less than a fifth of the lease, all together take longer than the lease."""
-    pack, lease_s = redis_rows.pack, 1.0
+    pack, lease_s, clock = redis_rows.pack, 600.0, Clock(client)
 
     def slow_pack(*args: Any, **kwargs: Any) -> list[bytes]:
-        time.sleep(lease_s / 25)
+        clock.pass_by(lease_s / 25)
         return pack(*args, **kwargs)
 
+    monkeypatch.setattr(redis_rows, "time", clock)
     monkeypatch.setattr(redis_rows, "pack", slow_pack)
     monkeypatch.setattr(redis_rows, "PARTITION_BUCKETS", 3)
-    table, store, start = Table(2_000), store_of(client, tmp_path, lease_s=lease_s), time.monotonic()
+    table, store = Table(2_000), store_of(client, tmp_path, lease_s=lease_s)
     table.write(store)
-    assert time.monotonic() - start > lease_s
+    assert clock.now_s > lease_s
     table.require_served(store)
+
+
+def test_the_lock_is_renewed_within_a_partition(
+    client: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One partition of many commands, which together take longer than the lease."""
+    lease_s, clock, mset = 600.0, Clock(client), client.mset
+
+    def slow_mset(values: dict[bytes, bytes]) -> None:
+        clock.pass_by(lease_s / 4)
+        mset(values)
+
+    monkeypatch.setattr(redis_rows, "time", clock)
+    monkeypatch.setattr(redis_rows, "WRITE_BUCKETS", 8)
+    monkeypatch.setattr(client, "mset", slow_mset)
+    table, store = Table(1_000), store_of(client, tmp_path, lease_s=lease_s)
+    table.write(store)
+    assert clock.now_s > lease_s
+    table.require_served(store)
+
+
+def test_whoever_loses_the_lock_before_the_last_step_does_not_finish(
+    store: RedisRows, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its last renewal and its commit the lock ran out, and another writer came."""
+    commit, lock = client.eval, "{item.kge@7}lock"
+
+    def too_late(*arguments: Any) -> Any:
+        client.set(lock, "another")
+        return commit(*arguments)
+
+    monkeypatch.setattr(client, "eval", too_late)
+    with pytest.raises(VersionConflict, match="another that is at work"):
+        Table(300).write(store)
+    assert not store.holds(7, "item.kge") and client.get(lock) == b"another"
+    assert client.exists("{item.kge@7}building") and bucket_keys(client)  # the other writer's
 
 
 def test_large_lookups_are_split(store: RedisRows, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,13 +427,28 @@ def test_a_table_is_never_written_over(store: RedisRows) -> None:
     table.require_served(store)
 
 
-def test_of_two_writers_one_wins_and_the_other_is_told(store: RedisRows, tmp_path: Path, client: redis.Redis) -> None:
-    table, told, lease_s = Table(300), threading.Event(), 0.5
-    first, second = (store_of(client, tmp_path, lease_s=lease_s) for _ in range(2))
+def test_of_two_writers_one_wins_and_the_other_is_told(
+    tmp_path: Path, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Time passes while the second waits; meanwhile the first has its turns to renew."""
+    table, told, turns = Table(300), threading.Event(), threading.Semaphore(0)
+    first, second = (store_of(client, tmp_path, lease_s=600.0) for _ in range(2))
+
+    class SharedClock(Clock):
+        def sleep(self, seconds: float) -> None:
+            self.pass_by(seconds)
+            assert self.now_s < 6_000, "ten leases later it still waits"
+            for _ in range(3):  # a turn that began before, one that renews, and its end
+                assert turns.acquire(timeout=120)
+
+    monkeypatch.setattr(redis_rows, "time", SharedClock(client))
 
     def slow_batches() -> Iterator[pa.RecordBatch]:
         yield from table.batches()
-        while not told.wait(lease_s / 10):
+        while not told.wait(0.001):
+            while turns.acquire(blocking=False):  # only turns that somebody waits for count
+                pass
+            turns.release()
             yield pa.record_batch({"id": pa.array([], pa.int64()), "row": pa.array([], pa.binary(ROW_BYTES))})
 
     winner = threading.Thread(
@@ -387,14 +457,14 @@ def test_of_two_writers_one_wins_and_the_other_is_told(store: RedisRows, tmp_pat
     )
     winner.start()
     try:
-        while not client.exists("{item.kge@7}building"):
-            pass
+        until(lambda: client.exists("{item.kge@7}building"), seconds=120)
         with pytest.raises(VersionConflict, match="another that is at work"):
             table.write(second)
         assert not second.holds(7, "item.kge") and second.collect() == []
     finally:
         told.set()
-        winner.join()
+        winner.join(120)
+    assert not winner.is_alive()
     table.require_served(second)
 
 
@@ -418,14 +488,17 @@ def test_whoever_lost_the_lock_deletes_no_further(
     buckets, unlink = len(bucket_keys(client)), client.unlink
     monkeypatch.setattr(redis_rows, "DELETE_BUCKETS", 1)
 
+    clock = Clock(client)
+
     def unlink_slowly(*keys: bytes) -> None:
+        clock.pass_by(200)
         client.set("{item.kge@7}lock", "another")
-        time.sleep(0.1)
         unlink(*keys)
 
+    monkeypatch.setattr(redis_rows, "time", clock)
     monkeypatch.setattr(client, "unlink", unlink_slowly)
     with pytest.raises(VersionConflict, match="the table's lock"):
-        store_of(client, tmp_path, lease_s=0.3).drop(7, "item.kge", manifest_sha256=MANIFEST)
+        store_of(client, tmp_path, lease_s=600).drop(7, "item.kge", manifest_sha256=MANIFEST)
     assert len(bucket_keys(client)) == buckets - 1
 
 
@@ -514,7 +587,7 @@ def test_killed_before_any_command(server: RedisServer, client: redis.Redis, tmp
         if store.holds(7, "item.kge"):
             table.require_served(store)
         elif at_command % 2:
-            wait_until(lambda: (store.collect(), client.dbsize() == alone)[1])
+            until(lambda: (store.collect(), client.dbsize() == alone)[1], seconds=120)  # its lock runs out
         else:
             table.write(store)
             table.require_served(store)
@@ -522,15 +595,6 @@ def test_killed_before_any_command(server: RedisServer, client: redis.Redis, tmp
         assert client.dbsize() == alone
     assert at_command > 8, "too few commands: the child cannot have done its work"
     assert store.holds(7, "item.kge") == (action == "write")
-
-
-def wait_until(done: Callable[[], bool]) -> None:
-    """Call `done` until it is true: a dead writer's lock runs out first."""
-    for _ in range(200):
-        if done():
-            return
-        time.sleep(0.02)
-    raise AssertionError("the lock did not run out")
 
 
 @pytest.mark.slow

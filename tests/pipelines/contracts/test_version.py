@@ -1,11 +1,18 @@
+import fcntl
 import hashlib
+import os
+import queue
 import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from pipelines.contracts import version
 from pipelines.contracts.errors import IntegrityError, VersionConflict, VersionInUse, VersionNotFound
 from pipelines.contracts.manifest import Manifest
 from pipelines.contracts.version import VersionStore
@@ -155,6 +162,35 @@ def test_the_pointer_goes_back_only_when_told(versions: VersionStore) -> None:
     assert versions.current() == 2
 
 
+def test_of_two_who_move_the_pointer_the_second_waits(
+    versions: VersionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the first, which has looked where the pointer is, would move it back."""
+    for number in (1, 2):
+        publish(versions, number)
+    told, flock, write = queue.SimpleQueue(), fcntl.flock, version.replacing_file
+
+    def told_flock(descriptor: int, operation: int) -> None:
+        if os.path.samestat(os.fstat(descriptor), versions.root.stat()):
+            told.put("asks for the lock")
+        flock(descriptor, operation)
+
+    @contextmanager
+    def write_after_the_second_came(path: Path) -> Iterator[Path]:
+        monkeypatch.setattr(version, "replacing_file", write)
+        monkeypatch.setattr(fcntl, "flock", told_flock)
+        second = pool.submit(versions.point_to, 2, only_forward=True)
+        second.add_done_callback(lambda _: told.put("is done"))
+        assert told.get(timeout=120) == "asks for the lock"
+        with write(path) as staging:
+            yield staging
+
+    monkeypatch.setattr(version, "replacing_file", write_after_the_second_came)
+    with ThreadPoolExecutor(1) as pool:
+        versions.point_to(1, only_forward=True)
+    assert versions.current() == 2
+
+
 def test_retiring_unpublishes_and_keeps_the_record_and_the_number(versions: VersionStore) -> None:
     for number in (1, 2):
         publish(versions, number)
@@ -181,6 +217,43 @@ def test_the_current_version_is_not_retired(versions: VersionStore) -> None:
     with pytest.raises(VersionInUse, match=r"the current one.*facet versions point N"):
         versions.retire(1)
     assert versions.numbers() == [1] and not (versions.path(1) / "retired.json").exists()
+
+
+def test_a_version_that_becomes_current_while_it_is_being_retired_stays(
+    versions: VersionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (1, 2):
+        publish(versions, number)
+    versions.point_to(2)
+
+    @contextmanager
+    def unpinned_a_moment_later(directory: Path, original=version.unpinned) -> Iterator[bool]:
+        versions.point_to(1)
+        with original(directory) as free:
+            yield free
+
+    monkeypatch.setattr(version, "unpinned", unpinned_a_moment_later)
+    with pytest.raises(VersionInUse, match="got the current one"):
+        versions.retire(1)
+    assert (versions.current(), versions.numbers(), versions.retired()) == (1, [1, 2], [])
+    assert not (versions.path(1) / "retired.json").exists()
+
+
+def test_a_version_is_unpublished_after_its_record_is_on_the_disk(
+    versions: VersionStore, disk: list[tuple[str, str]]
+) -> None:
+    """A power loss finds the manifest, or the record that explains why there is none."""
+    publish(versions, 1)
+    disk.clear()
+    versions.retire(1)
+    assert disk == [
+        ("flush", "versions/1/*/retired.json"),
+        ("rename to", "versions/1/retired.json"),
+        ("flush", "versions/1"),
+        ("delete", "versions/1/*"),
+        ("delete", "versions/1/manifest.json"),
+        ("flush", "versions/1"),
+    ]
 
 
 def test_a_corrupted_version_can_be_retired(versions: VersionStore) -> None:
