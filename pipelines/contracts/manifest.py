@@ -2,15 +2,16 @@
 
 import hashlib
 import json
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from pipelines.contracts.durable import sha256_of
 from pipelines.contracts.errors import IntegrityError, VersionNotFound
 from pipelines.contracts.sealed import read_sealed, write_sealed
 from pipelines.contracts.spec import TableSpec
+from pipelines.contracts.verified import open_verified, read_verified
 from pipelines.contracts.windows import Windows
 
 __all__ = ["MANIFEST_NAME", "Manifest"]
@@ -127,13 +128,24 @@ class Manifest:
         )
 
     def verify(self, directory: Path, *, only: tuple[str, ...] | None = None) -> None:
-        """Hash the version's files (or `only` some); raises `IntegrityError` naming the first that differs."""
+        """Hash the version's files (or `only` some); raises `IntegrityError` naming the first that differs.
+
+        Who reads a file afterwards takes `open_file` or `read_file`: the path may name another by then.
+        """
         for name in only if only is not None else self.files:
-            path = directory / name
-            expected = self.files.get(name, "a file of this version")
-            got = sha256_of(path) if path.is_file() else "no file"
-            if got != expected:
-                raise IntegrityError(f"{path} is corrupted", expected=f"sha256 {expected}", got=got, remedy=_REMEDY)
+            with self.open_file(directory, name):
+                pass
+
+    def open_file(self, directory: Path, name: str) -> AbstractContextManager[BinaryIO]:
+        """A file of the version, open, its bytes checked; raises `IntegrityError` unless they are those published."""
+        return open_verified(directory / name, self._sha256_of(name), remedy=_REMEDY)
+
+    def read_file(self, directory: Path, name: str) -> bytes:
+        """The published bytes of a file of the version; raises `IntegrityError` if it has others."""
+        return read_verified(directory / name, self._sha256_of(name), remedy=_REMEDY)
+
+    def _sha256_of(self, name: str) -> str:
+        return self.files.get(name, "of a file of this version")
 
 
 _REMEDY = "Restore the file or publish the version again; nothing is served from it."
