@@ -1,7 +1,10 @@
-"""YAML mappings become frozen dataclasses, or are refused: no unknown key, no missing key, no value of another type."""
+"""Mappings, of YAML or JSON, become frozen dataclasses, or are refused.
+
+No unknown key, no missing key, no value of another type.
+"""
 
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -36,9 +39,9 @@ def build(section: type[Section], raw: Any, *, where: str, manual: str, secret: 
     """Make the dataclass `section` from a mapping.
 
     Args:
-        section: a dataclass of str, int, float, bool, `tuple[str, ...]`, `dict[str, str]` and optional fields. Its
-            `__post_init__` may refuse values.
-        raw: what YAML gave.
+        section: a dataclass of str, int, float, bool, `tuple[str, ...]`, `dict[str, str]`, other such dataclasses and
+            optional fields. Its `__post_init__` may refuse values.
+        raw: what YAML or JSON gave.
         where: how an error names this place, such as `online_retail: graph.bought`.
         manual: the file that explains every key, for the remedy.
         secret: as for `read_yaml`.
@@ -61,7 +64,8 @@ def build(section: type[Section], raw: Any, *, where: str, manual: str, secret: 
             remedy=f"Add it; `{manual}` explains every key.",
         )
     hints = get_type_hints(section)
-    return section(**{key: _checked(value, hints[key], f"{where}.{key}", secret) for key, value in values.items()})
+    told = {"manual": manual, "secret": secret}
+    return section(**{key: _checked(value, hints[key], f"{where}.{key}", **told) for key, value in values.items()})
 
 
 def _shown(value: Any, secret: bool) -> str:
@@ -71,24 +75,27 @@ def _shown(value: Any, secret: bool) -> str:
 def _mapping(raw: Any, where: str, secret: bool) -> dict[str, Any]:
     if not isinstance(raw, Mapping):
         raise InvalidConfig(
-            f"{where}", expected="a mapping of keys to values", got=_shown(raw, secret), remedy="Correct the YAML."
+            f"{where}", expected="a mapping of keys to values", got=_shown(raw, secret), remedy="Correct the file."
         )
     return dict(raw)
 
 
-def _checked(value: Any, hint: Any, where: str, secret: bool) -> Any:
-    """`value` as the type `hint`; an int is a float, a list is a tuple."""
+def _checked(value: Any, hint: Any, where: str, *, manual: str, secret: bool) -> Any:
+    """`value` as the type `hint`; an int is a float, a list is a tuple, a mapping is a dataclass."""
+    told = {"manual": manual, "secret": secret}
     if hint is Any:
         return value
+    if is_dataclass(hint):
+        return build(hint, value, where=where, **told)
     if get_origin(hint) is UnionType:
         if value is None and NoneType in get_args(hint):
             return None
         hint = next(kind for kind in get_args(hint) if kind is not NoneType)
     if get_origin(hint) is tuple and isinstance(value, list):
-        return tuple(_checked(each, get_args(hint)[0], where, secret) for each in value)
+        return tuple(_checked(each, get_args(hint)[0], where, **told) for each in value)
     if get_origin(hint) is dict and isinstance(value, Mapping):
         return {
-            str(key): _checked(each, get_args(hint)[1], f"{where}.{key}", secret) for key, each in value.items()
+            str(key): _checked(each, get_args(hint)[1], f"{where}.{key}", **told) for key, each in value.items()
         }
     if hint is float and type(value) is int:
         return float(value)

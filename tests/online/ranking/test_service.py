@@ -154,7 +154,9 @@ def test_versions_with_other_tables_run_side_by_side(own_workspace, host_cpu_tie
     """Which of them answers is the CPU tier's choice, as among versions with the same tables."""
     import json
 
-    from pipelines.contracts.upper_model import UpperConfig, UpperModel, save_upper_model
+    from pipelines.contracts.upper_config import UpperConfig
+    from pipelines.contracts.upper_files import save_upper_model
+    from pipelines.contracts.upper_model import UpperModel
     from pipelines.publish import publish
     from tests.releases import write_candidate
 
