@@ -57,7 +57,8 @@ def test_a_room_imports_only_itself_and_the_contracts(path: Path) -> None:
 )
 def test_contracts_need_only_numpy_pyarrow_and_numba(path: Path) -> None:
     exceptions = {
-        "upper_model": {"torch"}, "upper_files": {"torch", "safetensors"}, "strict": {"yaml"}, "redis_client": {"redis"},
+        "upper_model": {"torch"}, "upper_files": {"torch", "safetensors"},
+        "strict": {"yaml"}, "redis_client": {"redis"},
     }
     allowed = {"numba", "numpy", "pyarrow", "pipelines"} | exceptions.get(path.stem, set())
     tops = {module.partition(".")[0] for module in imported_modules(path)}

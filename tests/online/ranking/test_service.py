@@ -277,7 +277,7 @@ def serve(workspace_with_versions):
 
     def start(versions, source_of, *, threads=16, **named):
         workspace = workspace_with_versions.workspace
-        models = RunnableModels(lambda version: Scorer.load(workspace, version, device="cpu"))
+        models = RunnableModels(lambda version: Scorer.load(workspace, version, device="cpu"), context=Ones())
         hosted = HostedVersions(lambda version: VersionReader.open(workspace, version))
         for version in versions:
             models.load(version)
