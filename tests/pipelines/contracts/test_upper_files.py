@@ -23,7 +23,7 @@ from tests.releases import write_candidate
 
 CONFIG = UpperConfig(
     tables={"user.kge": 12, "item.kge": 12},
-    context=(ContextFeature("user_context", "events_7d", "log1p"), ContextFeature("item_context", "events_7d", "log1p")),
+    context=tuple(ContextFeature(view, "events_7d", "log1p") for view in ("user_context", "item_context")),
     tasks=("purchase", "convert"), cross_rank=4, hidden=(16,), dropout=0.5, row_dropout=0.5,
 )
 
@@ -63,7 +63,7 @@ def test_loading_draws_no_random_numbers(upper: Path) -> None:
 
 
 # a folder alone does not say which tables were published
-@pytest.mark.parametrize("damage", set(DAMAGES) - {"another table's width"})
+@pytest.mark.parametrize("damage", [name for name in DAMAGES if name != "another table's width"])
 def test_one_thing_wrong_is_refused_by_its_name(upper: Path, damage: str) -> None:
     apply, message = DAMAGES[damage]
     apply(upper)
