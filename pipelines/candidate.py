@@ -18,11 +18,9 @@ from typing import Any, NoReturn
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 from tqdm import tqdm
 
-from pipelines.contracts.errors import InvalidTable, NotPrepared
+from pipelines.contracts.errors import IntegrityError, InvalidTable, NotPrepared
 from pipelines.contracts.manifest import Manifest
 from pipelines.contracts.rowcodec import codec
 from pipelines.contracts.spec import TableSpec
@@ -138,18 +136,14 @@ class Candidate:
             yield batch
 
     def _check_upper_model(self) -> None:
-        config, weights = (self.directory / name for name in (Manifest.UPPER_CONFIG, Manifest.UPPER_WEIGHTS))
+        from pipelines.contracts.upper_files import prove_upper_model  # imports PyTorch, which takes seconds
+
         try:
-            dims = json.loads(config.read_text())["tables"]
-            tensors = load_file(weights)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            _refuse("the upper model", expected="config.json with its tables, and model.safetensors", got=repr(error))
-        published = {spec.name: spec.dim for spec in self.tables}
-        if dims != published:
-            _refuse("the upper model", expected=f"the candidate's tables {published}", got=str(dims))
-        for name, tensor in tensors.items():
-            if not np.isfinite(tensor).all():
-                _refuse("the upper model", expected="finite weights", got=f"NaN or infinity in {name}")
+            prove_upper_model(
+                (self.directory / Manifest.UPPER_CONFIG).parent, name="the upper model", tables=self.tables
+            )
+        except IntegrityError as error:
+            _refuse(error.problem, expected=error.expected, got=error.got)
 
 
 def _refuse(what: str, *, expected: str, got: str) -> NoReturn:

@@ -30,7 +30,7 @@ from pipelines.contracts.manifest import Manifest
 from pipelines.contracts.version import VersionStore
 from pipelines.contracts.workspace import Workspace
 
-__all__ = ["publish"]
+__all__ = ["point", "publish"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ def publish(
         NotPrepared: there is no candidate.
         StalePretraining: its pretraining is older than the limits allow.
         InvalidTable: the candidate may not be published; nothing is left of it.
+        IntegrityError: a crash left it published without the pointer, and its upper model is not what was published.
         VersionNotFound: a parent was never published here.
         VersionConflict: this candidate is published already, or another process took the number.
         InvalidConfig: the workspace cannot be written.
@@ -86,6 +87,24 @@ def publish(
     logger.info("version %d is complete, manifest %s", manifest.version, manifest.sha256)
     versions.point_to(manifest.version, only_forward=True)
     return manifest
+
+
+def point(workspace: Workspace, version: int) -> None:
+    """Make a published version the current one, once its upper model is proved to be one that a ranker can run.
+
+    Raises:
+        VersionNotFound: it is not published here.
+        VersionConflict: it is being retired at this moment.
+        IntegrityError: its manifest or its upper model was altered, or no ranker could run it.
+    """
+    _prove(workspace.versions, workspace.versions.manifest(version))
+    workspace.versions.point_to(version)
+
+
+def _prove(versions: VersionStore, manifest: Manifest) -> None:
+    from pipelines.contracts.upper_files import prove_published_model  # imports PyTorch, which takes seconds
+
+    prove_published_model(manifest, versions.path(manifest.version))
 
 
 def _copy(candidate: Candidate, staging: Path) -> dict[str, str]:
@@ -140,6 +159,7 @@ def _resume(versions: VersionStore, twin: Manifest) -> Manifest:
             "this candidate", expected="one that is not published yet", got=f"the files of version {twin.version}",
             remedy=f"`facet versions show {twin.version}` tells about it; train or quantize anew for another version.",
         )
+    _prove(versions, twin)
     logger.info("version %d was complete; only the pointer had to move", twin.version)
     versions.point_to(twin.version, only_forward=True)
     return twin

@@ -74,7 +74,9 @@ def write_candidate(
     """Write a release candidate as `facet quantize` does; the same arguments give the same bytes."""
     import torch
 
-    from pipelines.contracts.upper_model import UpperConfig, UpperModel, save_upper_model
+    from pipelines.contracts.upper_config import UpperConfig
+    from pipelines.contracts.upper_files import save_upper_model
+    from pipelines.contracts.upper_model import UpperModel
 
     (directory / "tables").mkdir(parents=True)
     specs = []

@@ -18,7 +18,7 @@ from pipelines.contracts.rowcodec import codec, require_finite
 from pipelines.contracts.runspec import RunSpec
 from pipelines.contracts.spec import TableSpec
 from pipelines.contracts.table_file import write_table_file
-from pipelines.contracts.upper_model import save_upper_model
+from pipelines.contracts.upper_files import save_upper_model
 from pipelines.contracts.workspace import Run, Workspace
 from training.ranker.checkpoint import RankerTable, TrainedRanker, score
 from training.ranker.inputs import load_folds

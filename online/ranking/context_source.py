@@ -1,6 +1,5 @@
 """Where a ranker reads context features: the interface, and Feast's online store behind it."""
 
-import sqlite3
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -14,11 +13,14 @@ from pipelines.contracts.context import ContextFeature
 from pipelines.contracts.errors import NotPrepared
 
 if TYPE_CHECKING:
+    from feast import FeatureStore
     from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesResponse
 
 __all__ = ["BatchedContext", "ContextSource", "FeastContext"]
 
 _PRESENT = 1  # Feast's FieldStatus.PRESENT, part of its wire format; importing Feast takes seconds
+_NUMBERS = {"INT32", "INT64", "FLOAT", "DOUBLE", "BOOL", "UNIX_TIMESTAMP"}  # of feast.ValueType
+_NOBODY = np.zeros(1, np.int64)
 _Asked = tuple[tuple[ContextFeature, ...], np.ndarray, np.ndarray]  # features, users and items of one request
 
 
@@ -37,46 +39,119 @@ class ContextSource(ABC):
             `ContextFeature.key` -> float64 (B,); NaN where the view has no row.
         """
 
+    def require(self, features: Sequence[ContextFeature], *, beside: Sequence[ContextFeature] = ()) -> None:
+        """Read features once, for a pair without a row, before a model that takes them may score.
+
+        Args:
+            beside: features of models that score already, which must stay readable.
+
+        Raises:
+            NotPrepared: a feature cannot be read.
+        """
+        self.columns(features, users=_NOBODY, items=_NOBODY)
+
 
 class FeastContext(ContextSource):
     """Context from `FeatureStore.get_online_features`, all views in one call: Feast reads a user's row only once.
 
-    The registry is read once and kept, so that a `feast materialize` or `feast apply` beside this process neither
-    blocks it nor changes what it reads halfway. One lock: Feast's SQLite store shares one connection.
+    A registry is read once and kept, so that a `feast materialize` or `feast apply` beside this process neither blocks
+    it nor changes what it reads halfway. Only `require` takes another, and only for features that this one does not
+    have. One lock: Feast's SQLite store shares one connection.
+
+    Args:
+        features: required from the start.
 
     Raises:
-        NotPrepared: there is no Feast repository, or the views are not applied or not materialized.
+        NotPrepared: there is no Feast repository, or a feature cannot be read.
     """
 
-    def __init__(self, feature_repo: Path, features: Sequence[ContextFeature]) -> None:
-        from feast import FeatureStore
-        from feast.errors import FeastError
-
-        self._lock = threading.Lock()
-        try:
-            self._store = FeatureStore(repo_path=str(feature_repo))
-            self._store.config.registry.cache_ttl_seconds = 0  # never refreshed
-            self.columns(features, users=np.zeros(1, np.int64), items=np.zeros(1, np.int64))
-        except (FeastError, OSError, KeyError, ValueError, sqlite3.Error) as error:
-            raise NotPrepared(
-                f"context features of {feature_repo}", expected="the context views, applied and materialized",
-                got=f"{type(error).__name__}: {error}", remedy="Run `feast apply` and `feast materialize` there.",
-            ) from error
+    def __init__(self, feature_repo: Path, features: Sequence[ContextFeature] = ()) -> None:
+        self._feature_repo = feature_repo
+        self._reading, self._requiring = threading.Lock(), threading.Lock()
+        self._store = self._open()
+        self.require(features)
 
     def columns(
         self, features: Sequence[ContextFeature], *, users: np.ndarray, items: np.ndarray
     ) -> dict[str, np.ndarray]:
-        if not features:
-            return {}
-        with self._lock:
-            answer = self._store.get_online_features(
-                features=[feature.reference for feature in features],
-                entity_rows={"user": users.tolist(), "item": items.tolist()},
-                full_feature_names=True,
-            ).proto
-        vectors = dict(zip(answer.metadata.feature_names.val, answer.results, strict=True))
-        numbers = _numbers([vectors[feature.key] for feature in features])
-        return {feature.key: column for feature, column in zip(features, numbers, strict=True)}
+        with self._reading:
+            return _read(self._store, features, users=users, items=items)
+
+    def require(self, features: Sequence[ContextFeature], *, beside: Sequence[ContextFeature] = ()) -> None:
+        """As `ContextSource.require`; reads the registry anew if it must. Requests go on with the one before."""
+        with self._requiring:
+            with self._reading:
+                before = _unreadable(self._store, (*features, *beside))
+            views = {feature.view for feature in features}
+            if not views & before.keys():
+                return
+            store = self._open()
+            after = _unreadable(store, (*features, *beside))
+            if wrong := {view: why for view, why in after.items() if view in views or view not in before}:
+                raise self._not_prepared("; ".join(f"{view}: {why}" for view, why in sorted(wrong.items())), [*wrong])
+            with self._reading:
+                self._store = store
+
+    def _open(self) -> "FeatureStore":
+        from feast import FeatureStore
+        from feast.errors import FeastError
+
+        try:
+            store = FeatureStore(repo_path=str(self._feature_repo))
+            registry = store.config.registry
+            registry.cache_ttl_seconds = 0  # never read again
+            if registry.registry_type == "file":
+                registry.cache_mode = "thread"  # "sync" reads a file again once it changes, whatever its age
+        except (FeastError, OSError, ValueError) as error:
+            raise self._not_prepared(f"{type(error).__name__}: {error}") from error
+        return store
+
+    def _not_prepared(self, got: str, views: Sequence[str] = ()) -> NotPrepared:
+        return NotPrepared(
+            f"context features of {self._feature_repo}",
+            expected=f"views {sorted(views)}, applied and readable" if views else "a Feast repository", got=got,
+            remedy="Run `feast apply` and `feast materialize` there.",
+        )
+
+
+def _unreadable(store: "FeatureStore", features: Sequence[ContextFeature]) -> dict[str, str]:
+    """View -> why its features cannot be read, of those that cannot. Each view is read by itself."""
+    by_view: dict[str, list[ContextFeature]] = {}
+    for feature in features:
+        by_view.setdefault(feature.view, []).append(feature)
+    reasons = {}
+    for view, its_features in by_view.items():
+        try:
+            _require_numbers(store, view, its_features)
+            _read(store, its_features, users=_NOBODY, items=_NOBODY)
+        except Exception as error:  # every online store has its own; this names the view and goes on to the next
+            reasons[view] = f"{type(error).__name__}: {error}"
+    return reasons
+
+
+def _require_numbers(store: "FeatureStore", view: str, features: Sequence[ContextFeature]) -> None:
+    """Raise ValueError for a column of text, bytes or lists, which only a pair that has a row would show."""
+    declared = store.registry.get_any_feature_view(view, store.project, allow_cache=True).features
+    kinds = {field.name: field.dtype.to_value_type().name for field in declared}
+    for feature in features:
+        if (kind := kinds.get(feature.column)) not in _NUMBERS:
+            raise ValueError(f"column {feature.column}: expected a number, got {kind or 'no such column'}")
+
+
+def _read(
+    store: "FeatureStore", features: Sequence[ContextFeature], *, users: np.ndarray, items: np.ndarray
+) -> dict[str, np.ndarray]:
+    # Two models may transform one column in two ways; Feast refuses to be asked for it twice.
+    references = {feature.key: feature.reference for feature in features}
+    if not references:
+        return {}
+    answer = store.get_online_features(
+        features=list(references.values()),
+        entity_rows={"user": users.tolist(), "item": items.tolist()},
+        full_feature_names=True,
+    ).proto
+    vectors = dict(zip(answer.metadata.feature_names.val, answer.results, strict=True))
+    return dict(zip(references, _numbers([vectors[key] for key in references]), strict=True))
 
 
 class BatchedContext(ContextSource):
@@ -99,6 +174,9 @@ class BatchedContext(ContextSource):
         self, features: Sequence[ContextFeature], *, users: np.ndarray, items: np.ndarray
     ) -> dict[str, np.ndarray]:
         return self._combined.submit((tuple(features), users, items))
+
+    def require(self, features: Sequence[ContextFeature], *, beside: Sequence[ContextFeature] = ()) -> None:
+        self._source.require(features, beside=beside)
 
     def _read(self, asked: list[_Asked]) -> list[dict[str, np.ndarray]]:
         if len(asked) == 1:

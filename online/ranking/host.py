@@ -70,12 +70,13 @@ class RankHost:
         endpoint = self.listening.endpoint("rank", max_ids=self.max_candidates)
         admin = self.listening.admin_endpoint()
         hosted = None if self.cpu_tiers else self._hosted(endpoint)
-        models = self._models(endpoint, hosted)
+        context = self._context()
+        models = self._models(endpoint, hosted, context)
         restore(models, self.memory, HostState.at_first(versions))
         if hosted:  # after the models: no rows may come that nothing could score
             restore(hosted, self.rows_memory, HostState.at_first(versions))
         source = SameHostRows(hosted) if hosted else self._client()
-        self._answer(endpoint, admin, models, hosted, source)
+        self._answer(endpoint, admin, models, hosted, source, context)
         source.close()
         models.close()
         if hosted:
@@ -83,10 +84,10 @@ class RankHost:
 
     def _answer(
         self, endpoint: Endpoint, admin: Endpoint, models: RunnableModels, hosted: HostedVersions | None,
-        source: RowSource,
+        source: RowSource, context: ContextSource,
     ) -> None:
         service = RankService(
-            models, source, self._context(models), max_candidates=self.max_candidates, timeout_s=self.timeout_s
+            models, source, context, max_candidates=self.max_candidates, timeout_s=self.timeout_s
         )
         service.add_to(endpoint.server)
         admin_pb2_grpc.add_RankerAdminServicer_to_server(RankerAdminService(models), admin.server)
@@ -102,7 +103,7 @@ class RankHost:
         ports = {"rank": endpoint.port, "admin": admin.port, **self.listening.export_metrics()}
         serve_until_stopped([endpoint, admin], lambda: self._ready(models, ports))
 
-    def _models(self, endpoint: Endpoint, hosted: HostedVersions | None) -> RunnableModels:
+    def _models(self, endpoint: Endpoint, hosted: HostedVersions | None, context: ContextSource) -> RunnableModels:
         device = best_device() if self.device == "auto" else self.device
 
         def answering(version: int) -> bool:
@@ -111,6 +112,7 @@ class RankHost:
 
         return RunnableModels(
             lambda version: Scorer.load(self.workspace, version, device=device),
+            context=context,
             pin=lambda version: self._pinned(version, "ranker", endpoint),
             remember=self.memory.remember if self.memory else None,
             answering=answering,
@@ -131,10 +133,9 @@ class RankHost:
             self.cpu_tiers, timeout_s=self.timeout_s, security=self.client_security, connections=self.lookup_connections
         )
 
-    def _context(self, models: RunnableModels) -> ContextSource:
-        features = dict.fromkeys(feature for scorer in models.pin().values() for feature in scorer.context)
+    def _context(self) -> ContextSource:
         return BatchedContext(
-            FeastContext(self.workspace.feature_repo, tuple(features)),
+            FeastContext(self.workspace.feature_repo),
             observe=lambda requests: metrics.observe_batch("context", requests),
         )
 

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from online.host_state import HostState
 from online.observe import metrics
 from online.proto import admin_pb2
+from online.ranking.context_source import ContextSource
 from online.ranking.scorer import Scorer
 from online.rpc_error import Code, RpcError
 from pipelines.contracts.errors import FacetError
@@ -41,17 +42,20 @@ class RunnableModels:
     """Upper models by version. A request pins them all by one reference; loading and unloading replace the mapping.
 
     Args:
-        load_scorer: version number -> its scorer, verified and warm; raises what makes the version unfit.
+        load_scorer: version number -> its scorer, proved and warm; raises what makes the version unfit.
+        context: where requests will read the models' context features.
         pin: version number -> what holds it from before it is loaded until it is unloaded.
         remember: is given what the ranker holds after every change, before the change returns.
         answering: version number -> do this process's own rows still answer from it? Its model then stays.
     """
 
     def __init__(
-        self, load_scorer: Callable[[int], Scorer], *, pin: Callable[[int], AbstractContextManager] = nullcontext,
-        remember: Callable[[HostState], None] | None = None, answering: Callable[[int], bool] = lambda version: False,
+        self, load_scorer: Callable[[int], Scorer], *, context: ContextSource,
+        pin: Callable[[int], AbstractContextManager] = nullcontext, remember: Callable[[HostState], None] | None = None,
+        answering: Callable[[int], bool] = lambda version: False,
     ) -> None:
-        self._load_scorer, self._pin, self._remember, self._answering = load_scorer, pin, remember, answering
+        self._load_scorer, self._context, self._pin = load_scorer, context, pin
+        self._remember, self._answering = remember, answering
         self._models: Pinned = MappingProxyType({})
         self._pins: dict[int, ExitStack] = {}
         self._outcomes: dict[int, _Outcomes] = {}
@@ -65,7 +69,11 @@ class RunnableModels:
     # ---- what the rollout controller asks for; each may be repeated
 
     def load(self, version: int) -> None:
-        """Verify, build and warm up a version's model; requests that come after this can be scored by it."""
+        """Prove, build and warm up a version's model and read its context; requests after this can be scored by it.
+
+        Raises:
+            FacetError: why the version is unfit; the models that could run before can run after.
+        """
         with self._changing:
             self._load(version)
             self._note()
@@ -157,6 +165,8 @@ class RunnableModels:
         with ExitStack() as pin:
             pin.enter_context(self._pin(version))
             scorer = self._load_scorer(version)
+            running = [feature for other in self._models.values() for feature in other.context]
+            self._context.require(scorer.context, beside=running)
             self._pins[version] = pin.pop_all()
         with self._counting:
             self._outcomes.setdefault(version, _Outcomes())

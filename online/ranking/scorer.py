@@ -13,10 +13,9 @@ from torch import Tensor
 from online.lookup.row_source import VersionRows
 from online.rpc_error import Code, RpcError
 from pipelines.contracts.context import ContextFeature, context_matrix
-from pipelines.contracts.errors import IntegrityError
-from pipelines.contracts.manifest import Manifest
 from pipelines.contracts.spec import TableSpec
-from pipelines.contracts.upper_model import UpperModel, load_upper_model
+from pipelines.contracts.upper_files import prove_published_model
+from pipelines.contracts.upper_model import UpperModel
 from pipelines.contracts.workspace import Workspace
 
 __all__ = ["Scored", "Scorer", "ToScore", "best_device", "dequantize"]
@@ -109,24 +108,15 @@ class Scorer:
 
     @classmethod
     def load(cls, workspace: Workspace, version: int, *, device: str) -> "Scorer":
-        """Verify and build the upper model of a published version, and run it once so that no request pays for that.
+        """Prove and build the upper model of a published version, and run it once so that no request pays for that.
 
         Raises:
             VersionNotFound: it is not published in this workspace.
-            IntegrityError: its bytes are not the manifest's, or model and tables do not fit together.
+            IntegrityError: its bytes are not the manifest's, or it is no model of the manifest's tables that can run.
         """
         manifest = workspace.versions.manifest(version)
-        directory = workspace.versions.path(version)
-        manifest.verify(directory, only=(Manifest.UPPER_CONFIG, Manifest.UPPER_WEIGHTS))
-        model = load_upper_model(directory / "upper", device=device)
-        tables = {spec.name: spec for spec in manifest.tables}
-        dims = {name: spec.dim for name, spec in tables.items()}
-        if model.config.tables != dims:
-            raise IntegrityError(
-                f"upper model of version {version}", expected=f"the manifest's tables {dims}",
-                got=f"{model.config.tables}", remedy="Publish the version again.",
-            )
-        scorer = cls(version, manifest.sha256, tables, model, device)
+        model = prove_published_model(manifest, workspace.versions.path(version)).build(device=device)
+        scorer = cls(version, manifest.sha256, {spec.name: spec for spec in manifest.tables}, model, device)
         scorer._warm_up()
         return scorer
 

@@ -3,6 +3,7 @@
 import math
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,13 +102,13 @@ class RankService(rank_pb2_grpc.RankServicer):
         count = len(question.candidates)
         pending = self._start(plan, question)
         sent_at = time.perf_counter()
-        columns = self._context.columns(
-            plan.features, users=np.full(count, question.user, np.int64), items=question.candidates
-        )
+        columns = self._columns_of_all(plan, question)
         context_at = time.perf_counter()
         rows = self._finish(pending, question)
         rows_at = time.perf_counter()
         scorer = _model_of(rows, plan.pinned)
+        if columns is None:
+            columns = self._columns(scorer.context, question)
         scored = self._scoring.submit((scorer, ToScore(rows, columns, count, question.now_seconds)))
         scored_at = time.perf_counter()
         return rank_pb2.RankResponse(
@@ -129,6 +130,21 @@ class RankService(rank_pb2_grpc.RankServicer):
                 queue_ms=question.waited_s * 1e3,
             ),
         )
+
+    def _columns(self, features: Sequence[ContextFeature], question: "_Question") -> dict[str, np.ndarray]:
+        users = np.full(len(question.candidates), question.user, np.int64)
+        return self._context.columns(features, users=users, items=question.candidates)
+
+    def _columns_of_all(self, plan: "_Plan", question: "_Question") -> dict[str, np.ndarray] | None:
+        """The features of all models, while the rows come; None where they cannot be read together.
+
+        One model's view may have become unreadable since it was loaded. What that fails are its own requests: once the
+        rows say which model scores, the features of that one alone are read.
+        """
+        try:
+            return self._columns(plan.features, question)
+        except Exception:  # whatever it is: the read of the one model's features raises it again, if it is its own
+            return None
 
     def _plan_of(self, pinned: Pinned) -> "_Plan":
         plan = self._plan

@@ -19,7 +19,7 @@ from pipelines.contracts.context import ContextFeature, context_matrix
 from pipelines.contracts.manifest import Manifest
 from pipelines.contracts.rowcodec import codec
 from pipelines.contracts.spec import TableSpec
-from pipelines.contracts.upper_model import load_upper_model
+from pipelines.contracts.upper_files import prove_published_model
 from pipelines.contracts.workspace import Workspace
 
 __all__ = ["Answers", "OfflineVersion", "Verdict", "verify"]
@@ -60,7 +60,7 @@ class OfflineVersion:
         self.manifest = workspace.versions.manifest(version)
         self._directory = workspace.versions.path(version)
         self.manifest.verify(self._directory)
-        self.model = load_upper_model(self._directory / "upper")
+        self.model = prove_published_model(self.manifest, self._directory).build()
         self._tables = {spec.name: self._read(spec) for spec in self.manifest.tables}
 
     @cached_property

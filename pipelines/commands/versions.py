@@ -69,12 +69,17 @@ def show(workspace: Workspace, version: int) -> None:
 @click.argument("version", type=int)
 @click.pass_obj
 def point(workspace: Workspace, version: int) -> None:
-    """Make version VERSION the current one: what servers load by default, and what may not be retired."""
+    """Make version VERSION the current one: what servers load by default, and what may not be retired.
+
+    Its upper model is proved first: bytes, shapes, features and entities.
+    """
+    from pipelines.publish import point as point_to_version
+
     try:
         before = workspace.versions.current() or "none"
     except IntegrityError:
         before = "a pointer that could not be read"
-    workspace.versions.point_to(version)
+    point_to_version(workspace, version)
     click.echo(f"current version: {version}, before: {before}")
 
 

@@ -1,16 +1,27 @@
 """Context features: which column of which Feast view the ranker reads, and how it becomes a number."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from pipelines.contracts.errors import InvalidConfig
 
-__all__ = ["CONTEXT_FEATURES", "ContextFeature", "context_matrix"]
+__all__ = ["CONTEXT_FEATURES", "TRANSFORMS", "ContextFeature", "context_matrix"]
 
-TRANSFORMS = ("log1p", "identity", "log_days_since")
 SECONDS_PER_DAY = 86_400.0
+
+
+def _log1p(raw: np.ndarray) -> np.ndarray:
+    return np.log1p(np.maximum(raw, 0.0))
+
+
+TRANSFORMS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "log1p": lambda raw, now_seconds: _log1p(raw),
+    "identity": lambda raw, now_seconds: raw,
+    "log_days_since": lambda raw, now_seconds: _log1p((now_seconds - raw) / SECONDS_PER_DAY),
+}
+"""Name -> how a column, float64 (B,), becomes a number at the moments `now_seconds`, float64 (B,)."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +39,8 @@ class ContextFeature:
     def __post_init__(self) -> None:
         if self.transform not in TRANSFORMS:
             raise InvalidConfig(
-                f"context feature {self.reference}", expected=f"a transform of {TRANSFORMS}", got=self.transform,
-                remedy="Correct the transform.",
+                f"context feature {self.reference}", expected=f"a transform of {tuple(TRANSFORMS)}",
+                got=repr(self.transform), remedy="Correct the transform.",
             )
 
     @property
@@ -79,7 +90,5 @@ def context_matrix(
     matrix = np.empty((len(now_seconds), len(features)), np.float32)
     for position, feature in enumerate(features):
         raw = np.asarray(columns[feature.key], np.float64)
-        if feature.transform == "log_days_since":
-            raw = (now_seconds - raw) / SECONDS_PER_DAY
-        matrix[:, position] = raw if feature.transform == "identity" else np.log1p(np.maximum(raw, 0.0))
+        matrix[:, position] = TRANSFORMS[feature.transform](raw, now_seconds)
     return matrix

@@ -7,7 +7,10 @@ import pyarrow as pa
 
 from pipelines.contracts.errors import InvalidEvents
 
-__all__ = ["as_ids", "batch_of", "id_of"]
+__all__ = ["ENTITIES", "as_ids", "batch_of", "id_of"]
+
+ENTITIES = ("user", "item")
+"""What has ids. A request names one user and its items, so a table of any other entity could not be looked up."""
 
 _INT64 = np.dtype(np.int64)
 

@@ -1,68 +1,12 @@
 """The dense part of the ranker: one definition for the trainer and for the server, so that they cannot differ."""
 
-import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
-
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pipelines.contracts.context import ContextFeature
-from pipelines.contracts.errors import IntegrityError, InvalidConfig
+from pipelines.contracts.errors import InvalidConfig
+from pipelines.contracts.upper_config import UpperConfig
 
-__all__ = ["LowRankCross", "UpperConfig", "UpperModel", "load_upper_model", "save_upper_model"]
-
-
-@dataclass(frozen=True)
-class UpperConfig:
-    """Shape of an upper model; all that is needed to build it before its weights are loaded.
-
-    Attributes:
-        tables: name -> dimension, in the order in which rows are concatenated.
-        context: features in the order of the context matrix's columns.
-        tasks: one head each.
-        cross_layers, cross_rank: depth and rank of the crossing network.
-        hidden: widths of the deep network beside it.
-        dropout: probability inside the deep network, training only.
-        row_dropout: probability of each element of the rows and of their dot products, training only: rows that were
-            fitted to an example say more about it than they will about a new one.
-    """
-
-    tables: dict[str, int]
-    context: tuple[ContextFeature, ...]
-    tasks: tuple[str, ...]
-    cross_layers: int = 2
-    cross_rank: int = 32
-    hidden: tuple[int, ...] = (128, 64)
-    dropout: float = 0.0
-    row_dropout: float = 0.0
-
-    @property
-    def facet_pairs(self) -> list[tuple[str, str]]:
-        """(user table, item table) of each facet that has both: their dot product is a feature."""
-        facets = sorted({name.partition(".")[2] for name in self.tables})
-        pairs = [(f"user.{facet}", f"item.{facet}") for facet in facets]
-        return [(u, i) for u, i in pairs if u in self.tables and i in self.tables]
-
-    @property
-    def input_dim(self) -> int:
-        return sum(self.tables.values()) + len(self.facet_pairs) + 2 * len(self.context)
-
-    def to_dict(self) -> dict:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, raw: dict) -> "UpperConfig":
-        return cls(
-            **{
-                **raw,
-                "context": tuple(ContextFeature(**feature) for feature in raw["context"]),
-                "tasks": tuple(raw["tasks"]),
-                "hidden": tuple(raw["hidden"]),
-            }
-        )
+__all__ = ["LowRankCross", "UpperModel"]
 
 
 class LowRankCross(nn.Module):
@@ -155,24 +99,3 @@ class UpperModel(nn.Module):
 def _dropout(probability: float) -> nn.Module:
     """`nn.Dropout` draws random numbers even for a probability of 0."""
     return nn.Dropout(probability) if probability else nn.Identity()
-
-
-def save_upper_model(model: UpperModel, directory: Path) -> None:
-    """Write `config.json` and `model.safetensors` into `directory`."""
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(model.config.to_dict(), indent=1))
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, directory / "model.safetensors")
-
-
-def load_upper_model(directory: Path, *, device: str = "cpu") -> UpperModel:
-    """Build the model of `directory`, in evaluation mode; raises `IntegrityError` if its two files do not fit."""
-    try:
-        model = UpperModel(UpperConfig.from_dict(json.loads((directory / "config.json").read_text())))
-        model.load_state_dict(load_file(directory / "model.safetensors", device="cpu"))
-    except (ValueError, KeyError, TypeError, RuntimeError, OSError, SafetensorError) as error:
-        raise IntegrityError(
-            f"upper model at {directory}", expected="config.json and the weights it describes", got=repr(error),
-            remedy="Publish the version again.",
-        ) from error
-    return model.to(device).eval()

@@ -42,15 +42,26 @@ def open_verified(path: Path, sha256: str, *, remedy: str) -> Iterator[BinaryIO]
         yield file
 
 
-def read_verified(path: Path, sha256: str, *, remedy: str) -> bytes:
+def read_verified(path: Path, sha256: str | None, *, remedy: str, at_most_bytes: int | None = None) -> bytes:
     """The bytes of a file that have this SHA-256: the very bytes that were hashed. Takes and raises as `open_verified`.
+
+    Args:
+        sha256: None for a file that nobody has hashed.
+        at_most_bytes: a larger file is refused before memory is taken for it.
 
     >>> read_verified(path, manifest.files["upper/config.json"], remedy="Publish again.")        # doctest: +SKIP
     b'{...}'
     """
-    with _opened(path, sha256, remedy) as file:
-        content = file.read()
-    _require(path, sha256, hashlib.sha256(content).hexdigest(), remedy)
+    with _opened(path, sha256 or "of any bytes", remedy) as file:
+        size_bytes = os.fstat(file.fileno()).st_size
+        if at_most_bytes is not None and size_bytes > at_most_bytes:
+            raise IntegrityError(
+                f"{path} is too large", expected=f"at most {at_most_bytes:,} bytes", got=f"{size_bytes:,}",
+                remedy=remedy,
+            )
+        content = file.read(size_bytes)  # no more, however it grows meanwhile
+    if sha256 is not None:
+        _require(path, sha256, hashlib.sha256(content).hexdigest(), remedy)
     return content
 
 

@@ -14,7 +14,9 @@ from pipelines.contracts.context import CONTEXT_FEATURES
 from pipelines.contracts.manifest import Manifest
 from pipelines.contracts.spec import TableSpec
 from pipelines.contracts.table_file import open_table_file
-from pipelines.contracts.upper_model import UpperConfig, UpperModel, save_upper_model
+from pipelines.contracts.upper_config import UpperConfig
+from pipelines.contracts.upper_files import save_upper_model
+from pipelines.contracts.upper_model import UpperModel
 from pipelines.contracts.workspace import Workspace
 from pipelines.publish import publish
 from tests.releases import AS_OF, TASKS, WINDOWS

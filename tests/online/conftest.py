@@ -90,17 +90,18 @@ def host_ranker() -> Iterator[Any]:
     from online.ranking.context_source import BatchedContext, FeastContext
     from online.ranking.scorer import Scorer
     from online.ranking.service import RankerAdminService, RankService, RunnableModels
-    from pipelines.contracts.context import CONTEXT_FEATURES
 
     hosts: list[Hosted] = []
     clients: list[LookupClient] = []
 
     def host(repository, cpu_tiers, versions=(1,), *, timeout_s=2.0) -> Hosted:
-        state = RunnableModels(lambda version: Scorer.load(repository.workspace, version, device="cpu"))
+        context = BatchedContext(FeastContext(repository.workspace.feature_repo))
+        state = RunnableModels(
+            lambda version: Scorer.load(repository.workspace, version, device="cpu"), context=context
+        )
         for version in versions:
             state.load(version)
         clients.append(LookupClient(cpu_tiers, timeout_s=timeout_s))
-        context = BatchedContext(FeastContext(repository.workspace.feature_repo, CONTEXT_FEATURES))
         service = RankService(state, clients[-1], context, max_candidates=256, timeout_s=timeout_s)
         endpoint = Endpoint("rank", "127.0.0.1", 0, SLOTS)
         hosted = Hosted(state, service, endpoint, Endpoint("admin", "127.0.0.1", 0, 2, audited=True))

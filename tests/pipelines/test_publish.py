@@ -27,8 +27,9 @@ from pipelines.contracts.errors import (
 from pipelines.contracts.rowcodec import CODEC_NAMES
 from pipelines.contracts.version import VersionStore
 from pipelines.contracts.workspace import Workspace
-from pipelines.publish import publish
+from pipelines.publish import point, publish
 from tests.crash import kill_during, publish_candidate
+from tests.planted_models import DAMAGES, plant
 from tests.releases import AS_OF, DIMS, write_candidate, write_table
 
 
@@ -257,6 +258,43 @@ def test_a_broken_candidate_is_refused_and_nothing_is_written(
     with pytest.raises(InvalidConfig if broken in WRONG_IN_ITSELF else InvalidTable, match=message):
         publish(workspace, candidate)
     assert workspace.versions.current() is None and not any(workspace.versions.root.glob("*"))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_model_that_no_ranker_could_run_is_neither_published_nor_pointed_at(
+    workspace: Workspace, candidate: Path, damage: str
+) -> None:
+    first = publish(workspace, candidate)
+    second = other_candidate(candidate, 1)
+    apply, message = DAMAGES[damage]
+    apply(second / "upper")
+    with pytest.raises(InvalidTable, match=message):
+        publish(workspace, second)
+    assert workspace.versions.current() == first.version and workspace.versions.numbers() == [1]
+
+
+def test_an_unfit_version_of_old_is_not_pointed_at(workspace: Workspace, candidate: Path) -> None:
+    publish(workspace, candidate)
+    publish(workspace, other_candidate(candidate, 1))
+    apply, message = DAMAGES["an unknown transform"]
+    plant(workspace, 1, apply)
+    with pytest.raises(IntegrityError, match=message):
+        point(workspace, 1)
+    assert workspace.versions.current() == 2
+
+
+def test_a_crash_before_the_pointer_is_not_finished_once_the_model_was_damaged(
+    workspace: Workspace, candidate: Path
+) -> None:
+    publish(workspace, candidate)
+    second = other_candidate(candidate, 1)
+    publish(workspace, second)
+    point(workspace, 1)  # as if the process had died between the rename and the pointer
+    weights = workspace.versions.path(2) / "upper/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(IntegrityError, match=r"model\.safetensors is corrupted"):
+        publish(workspace, second)
+    assert workspace.versions.current() == 1
 
 
 def test_no_candidate_names_the_stage_that_makes_it(workspace: Workspace, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from pipelines.contracts.errors import InvalidConfig, InvalidTable, NotPrepared
 from pipelines.contracts.rowcodec import CODEC_NAMES, codec
 from pipelines.contracts.spec import TableSpec
-from pipelines.contracts.upper_model import load_upper_model
+from pipelines.contracts.upper_files import load_upper_model
 from training.commands.quantize import quantize as command
 from training.quantize import pack_rows, quantize, quantized_table
 from training.ranker.checkpoint import RankerTable, TrainedRanker, score

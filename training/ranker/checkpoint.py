@@ -13,7 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 from pipelines.contracts.errors import IntegrityError, InvalidTable
 from pipelines.contracts.idrule import IdRule
-from pipelines.contracts.upper_model import UpperModel, load_upper_model, save_upper_model
+from pipelines.contracts.upper_files import load_upper_model, save_upper_model
+from pipelines.contracts.upper_model import UpperModel
 from training.ranker.inputs import Fold
 from training.ranker.vocabulary import Vocabulary
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from pipelines.contracts.upper_model import UpperConfig, UpperModel
+from pipelines.contracts.upper_config import UpperConfig
+from pipelines.contracts.upper_model import UpperModel
 from training.tables import EmbeddingTables, TableShape
 
 __all__ = ["Ranker", "masked_bce"]

@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from pipelines.contracts.context import CONTEXT_FEATURES
 from pipelines.contracts.errors import InvalidConfig, InvalidTable
-from pipelines.contracts.upper_model import UpperConfig, UpperModel
+from pipelines.contracts.upper_config import UpperConfig
+from pipelines.contracts.upper_model import UpperModel
 from training.ranker.checkpoint import RankerTable, TrainedRanker, score
 from training.ranker.config import RankerConfig
 from training.ranker.inputs import Fold

@@ -1,6 +1,7 @@
 """What serves a version keeps it from being retired, as processes: named while it lives, forgotten when it is gone."""
 
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from online.lookup.client import LookupClient
 from online.lookup.hosted import HostedVersions
 from online.lookup.reader import VersionReader
 from online.proto import admin_pb2, admin_pb2_grpc
+from online.ranking.context_source import FeastContext
 from online.ranking.service import RunnableModels
 from online.rpc.channel import open_channel
 from pipelines.contracts.errors import IntegrityError, VersionInUse, VersionNotFound
@@ -51,7 +53,10 @@ def test_a_load_that_fails_holds_nothing(own_workspace) -> None:
 
 def test_a_ranker_holds_from_load_to_unload(own_workspace) -> None:
     workspace = own_workspace.workspace
-    models = RunnableModels(lambda version: object(), pin=pinned(workspace, "ranker"))
+    models = RunnableModels(
+        lambda version: SimpleNamespace(context=()), context=FeastContext(workspace.feature_repo),
+        pin=pinned(workspace, "ranker"),
+    )
     for version in (1, 2, 1):
         models.load(version)
     with pytest.raises(VersionInUse, match="ranker"):

@@ -7,6 +7,7 @@ import pytest
 from online.host_state import HostMemory, HostState
 from online.proto import admin_pb2, admin_pb2_grpc
 from online.ranking.client import RankClient
+from online.ranking.context_source import ContextSource
 from online.ranking.runnable import RunnableModels
 from online.rpc.channel import open_channel
 from online.rpc_error import Code, RpcError, rpc_error_from
@@ -49,7 +50,12 @@ def _version(host) -> int:
 class Loaded:
     """What a scorer is to `RunnableModels`."""
 
-    manifest_sha256, device = "0" * 64, "cpu"
+    manifest_sha256, device, context = "0" * 64, "cpu", ()
+
+
+class NoFeatures(ContextSource):
+    def columns(self, features, *, users, items):
+        return {}
 
 
 def _load(version: int) -> Loaded:
@@ -60,7 +66,7 @@ def _load(version: int) -> Loaded:
 
 def test_what_a_ranker_holds_is_remembered_at_every_change() -> None:
     remembered = []
-    models = RunnableModels(_load, remember=remembered.append)
+    models = RunnableModels(_load, context=NoFeatures(), remember=remembered.append)
     models.load(1)
     models.load(2)
     models.unload(1)
@@ -73,10 +79,10 @@ def test_what_a_ranker_holds_is_remembered_at_every_change() -> None:
 
 
 def test_a_ranker_comes_back_without_what_was_retired_meanwhile() -> None:
-    models = RunnableModels(_load)
+    models = RunnableModels(_load, context=NoFeatures())
     models.restore(HostState(loaded=(2, 3)))
     assert sorted(models.pin()) == [2]
     with pytest.raises(VersionNotFound):
-        RunnableModels(_load).restore(HostState(loaded=(3,)))
+        RunnableModels(_load, context=NoFeatures()).restore(HostState(loaded=(3,)))
     with pytest.raises(VersionNotFound):
-        RunnableModels(_load).restore(HostState(loaded=(1, 3)), whole=True)
+        RunnableModels(_load, context=NoFeatures()).restore(HostState(loaded=(1, 3)), whole=True)

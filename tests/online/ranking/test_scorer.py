@@ -1,5 +1,8 @@
 """Dequantization with FBGEMM against the codecs; a scorer refuses what its manifest does not name."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,6 +16,10 @@ from pipelines.contracts.context import CONTEXT_FEATURES
 from pipelines.contracts.errors import IntegrityError, VersionNotFound
 from pipelines.contracts.rowcodec import CODEC_NAMES, codec
 from pipelines.contracts.spec import TableSpec
+from pipelines.contracts.workspace import Workspace
+from pipelines.publish import publish
+from tests.planted_models import DAMAGES, plant
+from tests.releases import write_candidate
 
 
 @settings(max_examples=40, deadline=None)
@@ -58,6 +65,23 @@ def test_an_altered_upper_model_is_not_loaded(own_workspace) -> None:
 def test_an_unpublished_version_is_not_loaded(workspace_with_versions) -> None:
     with pytest.raises(VersionNotFound):
         Scorer.load(workspace_with_versions.workspace, 9, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Workspace:
+    root = tmp_path_factory.mktemp("published")
+    publish(Workspace(root / "var"), write_candidate(root / "candidate", seed=1))
+    return Workspace(root / "var")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_published_model_that_cannot_run_is_not_loaded(published, tmp_path, damage) -> None:
+    """As a version may be that was published before models were proved."""
+    workspace = Workspace(Path(shutil.copytree(published.root, tmp_path / "var")))
+    apply, message = DAMAGES[damage]
+    plant(workspace, 1, apply)
+    with pytest.raises(IntegrityError, match=message):
+        Scorer.load(workspace, 1, device="cpu")
 
 
 @settings(max_examples=20, deadline=None)

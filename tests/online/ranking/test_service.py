@@ -153,7 +153,9 @@ def test_versions_with_other_tables_run_side_by_side(own_workspace, host_cpu_tie
     """Which of them answers is the CPU tier's choice, as among versions with the same tables."""
     import json
 
-    from pipelines.contracts.upper_model import UpperConfig, UpperModel, save_upper_model
+    from pipelines.contracts.upper_config import UpperConfig
+    from pipelines.contracts.upper_files import save_upper_model
+    from pipelines.contracts.upper_model import UpperModel
     from pipelines.publish import publish
     from tests.releases import write_candidate
 
@@ -274,7 +276,7 @@ def serve(workspace_with_versions):
 
     def start(versions, source_of, *, slots=16, queue=64, **named):
         workspace = workspace_with_versions.workspace
-        models = RunnableModels(lambda version: Scorer.load(workspace, version, device="cpu"))
+        models = RunnableModels(lambda version: Scorer.load(workspace, version, device="cpu"), context=Ones())
         hosted = HostedVersions(lambda version: VersionReader.open(workspace, version))
         for version in versions:
             models.load(version)
@@ -326,9 +328,12 @@ def test_models_that_change_under_a_request_are_pinned_anew_however_often(serve)
 
 
 class Damaged(SameHostRows):
-    """Rows of which a table is missing, for user -8."""
+    """Rows of which a table is missing, for user -8; none at all for user -9."""
 
     def start(self, accepted, ids, *, only=ALL, request_id="", timeout_s=None):
+        if ids["user.kge"][0] == -9:
+            refusal = {"expected": "a CPU host", "got": "none", "remedy": "Start one."}
+            return FetchedRows(RpcError(Code.LOOKUP_UNAVAILABLE, "rows", **refusal))
         pending = super().start(accepted, ids, only=only, request_id=request_id, timeout_s=timeout_s)
         if ids["user.kge"][0] != -8:
             return pending
@@ -341,7 +346,7 @@ def test_what_became_of_requests_is_counted_by_version(serve) -> None:
     models, client, _ = serve([1, 2], lambda models, hosted: Damaged(hosted))
     for user in (1, 2, 3):
         client.rank(user, np.array([1]), now_seconds=NOW)
-    for user, code in ((-7, Code.INTERNAL), (-8, Code.INTERNAL)):
+    for user, code in ((-7, Code.INTERNAL), (-8, Code.INTERNAL), (-9, Code.LOOKUP_UNAVAILABLE)):
         with pytest.raises(RpcError) as caught:
             client.rank(user, np.array([1]), now_seconds=NOW)
         assert caught.value.code is code
@@ -349,9 +354,9 @@ def test_what_became_of_requests_is_counted_by_version(serve) -> None:
         client.rank(1, np.array([], np.int64))
     status = models.status()
     first, second = status.models
-    assert (first.version, first.answered, first.failed) == (1, 3, 1)
+    assert (first.version, first.answered, first.failed) == (1, 3, 2)
     assert (second.version, second.answered, second.failed) == (2, 0, 0)
-    assert status.failed == 1, "the one without context; what was asked wrongly is no failure of a version"
+    assert status.failed == 1, "the one without rows; what was asked wrongly is no failure of a version"
     assert len(first.latency_counts) == len(status.latency_bounds_ms) + 1 and sum(first.latency_counts) == 3
     assert list(status.latency_bounds_ms) == sorted(status.latency_bounds_ms)
 

@@ -1,14 +1,14 @@
 """The upper model: its crossing layer against numpy, its inputs, and its files."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 
 from pipelines.contracts.context import ContextFeature
-from pipelines.contracts.errors import IntegrityError, InvalidConfig
-from pipelines.contracts.upper_model import LowRankCross, UpperConfig, UpperModel, load_upper_model, save_upper_model
+from pipelines.contracts.errors import InvalidConfig
+from pipelines.contracts.upper_config import UpperConfig
+from pipelines.contracts.upper_files import load_upper_model, save_upper_model
+from pipelines.contracts.upper_model import LowRankCross, UpperModel
 
 CONTEXT = (ContextFeature("user_context", "events_7d", "log1p"), ContextFeature("item_context", "events_7d", "log1p"))
 CONFIG = UpperConfig(
@@ -103,12 +103,6 @@ def test_saved_and_loaded_it_scores_the_same_bits(tmp_path):
     assert torch.equal(loaded(rows, context), upper(rows, context))
 
 
-def test_a_configuration_from_before_row_dropout_still_loads():
-    raw = CONFIG.to_dict()
-    del raw["row_dropout"]
-    assert UpperConfig.from_dict(json.loads(json.dumps(raw))).row_dropout == 0.0
-
-
 @pytest.mark.parametrize("spoil", ["missing table", "wrong width", "wrong context"])
 def test_inputs_that_do_not_fit_are_refused(spoil):
     upper, (rows, context) = model(), inputs()
@@ -120,19 +114,3 @@ def test_inputs_that_do_not_fit_are_refused(spoil):
         context = torch.zeros(5, 3)
     with pytest.raises(InvalidConfig, match="upper model input"):
         upper(rows, context)
-
-
-@pytest.mark.parametrize("spoil", ["no weights", "broken weights", "other shape", "not JSON"])
-def test_files_that_do_not_fit_together_are_refused(tmp_path, spoil):
-    save_upper_model(model(), tmp_path)
-    if spoil == "no weights":
-        (tmp_path / "model.safetensors").unlink()
-    elif spoil == "broken weights":
-        (tmp_path / "model.safetensors").write_bytes(b"\0" * 40)
-    elif spoil == "other shape":
-        config = json.loads((tmp_path / "config.json").read_text())
-        (tmp_path / "config.json").write_text(json.dumps({**config, "cross_rank": 7}))
-    else:
-        (tmp_path / "config.json").write_text("{")
-    with pytest.raises(IntegrityError, match="upper model at"):
-        load_upper_model(tmp_path)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.contracts.context import CONTEXT_FEATURES
-from pipelines.contracts.upper_model import UpperConfig
+from pipelines.contracts.upper_config import UpperConfig
 from training.ranker.model import Ranker, masked_bce
 from training.ranker.vocabulary import DEFAULT_ROW, Vocabulary
 from training.tables import ShardedModel, TableOptions, process_group
