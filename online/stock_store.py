@@ -74,7 +74,8 @@ class StockStore:
             for keys in _chunks(rows):
                 stored += [time for time, _ in self._store.online_read(self._config, table, keys)]
             kept = _not_older(rows, stored)
-            self._store.online_write_batch(self._config, table, kept, progress)
+            if kept:
+                self._store.online_write_batch(self._config, table, kept, progress)
         _count_skipped(len(rows) - len(kept), progress)
 
     async def write_async(self, table: FeatureView, rows: Sequence[Written], progress: Progress) -> None:
@@ -85,7 +86,8 @@ class StockStore:
         for keys in _chunks(rows):
             stored += [time for time, _ in await self._store.online_read_async(self._config, table, keys)]
         kept = _not_older(rows, stored)
-        await self._store.online_write_batch_async(self._config, table, kept, progress)
+        if kept:
+            await self._store.online_write_batch_async(self._config, table, kept, progress)
         _count_skipped(len(rows) - len(kept), progress)
 
     async def initialize(self) -> None:

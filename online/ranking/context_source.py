@@ -42,7 +42,8 @@ class FeastContext(ContextSource):
     """Context from `FeatureStore.get_online_features`, all views in one call: Feast reads a user's row only once.
 
     The registry is read once and kept, so that a `feast materialize` or `feast apply` beside this process neither
-    blocks it nor changes what it reads halfway. One lock: Feast's SQLite store shares one connection.
+    blocks it nor changes what it reads halfway; it is read again for a view or feature that was not there. One lock:
+    Feast's SQLite store shares one connection.
 
     Raises:
         NotPrepared: there is no Feast repository, or the views are not applied or not materialized.
@@ -50,9 +51,10 @@ class FeastContext(ContextSource):
 
     def __init__(self, feature_repo: Path, features: Sequence[ContextFeature]) -> None:
         from feast import FeatureStore
-        from feast.errors import FeastError
+        from feast.errors import FeastError, FeastObjectNotFoundException
 
         self._lock = threading.Lock()
+        self._not_found = (FeastObjectNotFoundException, KeyError)
         try:
             self._store = FeatureStore(repo_path=str(feature_repo))
             self._store.config.registry.cache_ttl_seconds = 0  # never refreshed
@@ -69,14 +71,23 @@ class FeastContext(ContextSource):
         if not features:
             return {}
         with self._lock:
-            answer = self._store.get_online_features(
-                features=[feature.reference for feature in features],
-                entity_rows={"user": users.tolist(), "item": items.tolist()},
-                full_feature_names=True,
-            ).proto
+            try:
+                answer = self._answer(features, users, items)
+            except self._not_found:  # of a model that is newer than this process: its views were applied since
+                self._store.refresh_registry()
+                answer = self._answer(features, users, items)
         vectors = dict(zip(answer.metadata.feature_names.val, answer.results, strict=True))
         numbers = _numbers([vectors[feature.key] for feature in features])
         return {feature.key: column for feature, column in zip(features, numbers, strict=True)}
+
+    def _answer(
+        self, features: Sequence[ContextFeature], users: np.ndarray, items: np.ndarray
+    ) -> "GetOnlineFeaturesResponse":
+        return self._store.get_online_features(
+            features=[feature.reference for feature in features],
+            entity_rows={"user": users.tolist(), "item": items.tolist()},
+            full_feature_names=True,
+        ).proto
 
 
 class CombinedContext(ContextSource):
