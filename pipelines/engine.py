@@ -189,7 +189,8 @@ def _outside(task: MaterializationTask, manifest: Manifest) -> InvalidConfig:
     )
     return InvalidConfig(
         f"{name}: version {manifest.version} is not materialized", expected=f"a range around its rows' time {moment}",
-        got=f"{start} to {end}", remedy=f"Run `feast materialize --views {name} {moment} {moment}`, or give a wider range.",
+        got=f"{start} to {end}",
+        remedy=f"Run `feast materialize --views {name} {moment} {moment}`, or give a wider range.",
     )
 
 
