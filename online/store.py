@@ -30,12 +30,14 @@ from online.feast_request import EntityRows, RequestRefused, ids_of, refuse_sear
 from online.stock_store import StockStore, Written
 from pipelines.contracts.embedding_view import EmbeddingView
 from pipelines.contracts.errors import IntegrityError
+from pipelines.contracts.quiet_exit import release_duckdb_at_exit
 from pipelines.contracts.row_store import SEGMENTS, RowReader, row_store
 from pipelines.contracts.workspace import Workspace
 
 __all__ = ["FacetOnlineStore", "FacetOnlineStoreConfig", "RequestRefused"]
 
 logger = logging.getLogger(__name__)
+release_duckdb_at_exit()  # here, because every process that opens the feature repository imports this module
 # Feast says so wherever the setting is used with a registry file; it does have an effect there, and the one wanted.
 logging.getLogger("feast.repo_config").addFilter(
     lambda record: "`serve_features_while_materializing` is enabled but" not in record.getMessage()

@@ -4,10 +4,8 @@ Feast's own way turns every row into protobuf; here Arrow record batches are cop
 they are.
 """
 
-import atexit
 import json
 import logging
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -218,13 +216,3 @@ class _Batches:
             for batch in file.iter_batches(BATCH_ROWS, columns=["id", "row"]):
                 yield batch
                 progress.update(batch.num_rows)
-
-
-@atexit.register
-def _release_connection() -> None:
-    """Let go of the DuckDB connection that Ibis keeps as its default backend.
-
-    DuckDB reports every object that is left when the interpreter ends: pages, below which warnings are overlooked.
-    """
-    if "ibis" in sys.modules:
-        sys.modules["ibis"].options.default_backend = None
