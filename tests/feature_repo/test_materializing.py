@@ -54,13 +54,18 @@ def materializing(repository: FeastRepository, log: Path) -> Iterator[subprocess
     lock = repository.workspace.root / "feast" / "context.lock"
     lock.touch()
     store = repository.store()
+    registry = repository.path / store.config.registry.path.removeprefix("sqlite:///")
+    before = registry.stat().st_mtime_ns
     with locked(lock) as held:
         assert held
         process = command(repository, log, "materialize", "-v", "item_context", "2010-01-01", "2030-01-01")
         try:
             until(
                 lambda: process.poll() is not None
-                or store.get_feature_view("item_context").state == FeatureViewState.MATERIALIZING,
+                or (
+                    registry.stat().st_mtime_ns != before
+                    and store.get_feature_view("item_context").state == FeatureViewState.MATERIALIZING
+                ),
                 COMMAND_S,
             )
             assert process.poll() is None, log.read_text()
