@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import yaml
 from feast import FeatureViewState
 
 from online.ranking.context_source import FeastContext
@@ -22,21 +21,6 @@ from tests.releases import FeastRepository, entity_ids
 from tests.waiting import until
 
 COMMAND_S = 300
-
-
-@pytest.fixture(params=["file", "sql"])
-def repository(request: pytest.FixtureRequest, own_workspace: FeastRepository) -> FeastRepository:
-    if request.param == "sql":
-        path = own_workspace.path / "feature_store.yaml"
-        config = yaml.safe_load(path.read_text())
-        config["registry"] = {
-            "registry_type": "sql", "path": f"sqlite:///{own_workspace.root}/registry.sqlite",
-            "serve_features_while_materializing": config["registry"]["serve_features_while_materializing"],
-        }
-        path.write_text(yaml.safe_dump(config))
-        own_workspace.apply()
-        own_workspace.materialize()
-    return own_workspace
 
 
 def command(repository: FeastRepository, log: Path, *arguments: str) -> subprocess.Popen:
@@ -54,7 +38,7 @@ def materializing(repository: FeastRepository, log: Path) -> Iterator[subprocess
     lock = repository.workspace.root / "feast" / "context.lock"
     lock.touch()
     store = repository.store()
-    registry = repository.path / store.config.registry.path.removeprefix("sqlite:///")
+    registry = repository.path / store.config.registry.path
     before = registry.stat().st_mtime_ns
     with locked(lock) as held:
         assert held
@@ -89,16 +73,16 @@ def require_answers(repository: FeastRepository) -> None:
 
 
 @pytest.mark.slow
-def test_while_feast_materialize_writes_and_after_it_was_killed(repository: FeastRepository, tmp_path: Path) -> None:
-    with materializing(repository, tmp_path / "log.txt"):
-        running = FeastContext(repository.path, CONTEXT_FEATURES)
-        require_answers(repository)
-    assert repository.store().get_feature_view("item_context").state == FeatureViewState.MATERIALIZING
-    require_answers(repository)
+def test_while_feast_materialize_writes_and_after_it_was_killed(own_workspace: FeastRepository, tmp_path: Path) -> None:
+    with materializing(own_workspace, tmp_path / "log.txt"):
+        running = FeastContext(own_workspace.path, CONTEXT_FEATURES)
+        require_answers(own_workspace)
+    assert own_workspace.store().get_feature_view("item_context").state == FeatureViewState.MATERIALIZING
+    require_answers(own_workspace)
     assert running.columns(CONTEXT_FEATURES, users=entity_ids("user", 1), items=entity_ids("item", 1))
-    repository.materialize(["item_context"])
-    assert repository.store().get_feature_view("item_context").state == FeatureViewState.AVAILABLE_ONLINE
-    require_answers(repository)
+    own_workspace.materialize(["item_context"])
+    assert own_workspace.store().get_feature_view("item_context").state == FeatureViewState.AVAILABLE_ONLINE
+    require_answers(own_workspace)
 
 
 @pytest.mark.slow

@@ -51,12 +51,12 @@ def views(repository: FeastRepository) -> set[str]:
 
 
 def change(store: FeatureStore, name: str, **changes: object) -> None:
-    """A change in memory, not committed."""
-    view = store.get_feature_view("user_context")
-    changed = FeatureView(
-        name=name, entities=[store.get_entity("user")], source=view.batch_source, schema=view.schema, **changes
-    )
-    store.registry.apply_feature_view(changed, store.project, commit=False)
+    """A change in memory, not committed; a read past the cache would drop the changes before it."""
+    registry, project = store.registry, store.project
+    view = registry.get_feature_view("user_context", project, allow_cache=True)
+    entity = registry.get_entity("user", project, allow_cache=True)
+    changed = FeatureView(name=name, entities=[entity], source=view.batch_source, schema=view.schema, **changes)
+    registry.apply_feature_view(changed, project, commit=False)
 
 
 def test_processes_that_commit_at_the_same_moment_lose_no_view(repository: FeastRepository) -> None:
