@@ -5,17 +5,19 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import datetime
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from feast import Entity, FeatureView
-from feast.errors import FeastError
+from feast import Entity, FeatureService, FeatureView
 from feast.infra.online_stores.online_store import OnlineStore
+from feast.infra.registry.base_registry import BaseRegistry
 from feast.infra.supported_async_methods import SupportedAsyncMethods
 from feast.metrics import track_feature_statuses
+from feast.online_response import OnlineResponse
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnlineFeaturesResponse
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
@@ -24,29 +26,28 @@ from feast.utils import _get_table_entity_values
 from google.protobuf.timestamp_pb2 import Timestamp
 from pydantic import ConfigDict, Field
 
-from online.stock_store import StockStore
+from online.feast_request import EntityRows, RequestRefused, ids_of, refuse_search, refuse_write, require_ids
+from online.stock_store import StockStore, Written
 from pipelines.contracts.embedding_view import EmbeddingView
-from pipelines.contracts.errors import IntegrityError, InvalidConfig
+from pipelines.contracts.errors import IntegrityError
+from pipelines.contracts.quiet_exit import release_duckdb_at_exit
 from pipelines.contracts.row_store import SEGMENTS, RowReader, row_store
 from pipelines.contracts.workspace import Workspace
 
 __all__ = ["FacetOnlineStore", "FacetOnlineStoreConfig", "RequestRefused"]
 
 logger = logging.getLogger(__name__)
+release_duckdb_at_exit()  # here, because every process that opens the feature repository imports this module
+# Feast says so wherever the setting is used with a registry file; it does have an effect there, and the one wanted.
+logging.getLogger("feast.repo_config").addFilter(
+    lambda record: "`serve_features_while_materializing` is enabled but" not in record.getMessage()
+)
 
-Written = tuple[EntityKey, dict[str, Value], datetime, datetime | None]
 Read = tuple[datetime | None, dict[str, Value] | None]
 Groups = list[tuple[FeatureView, list[str]]]  # what Feast calls grouped_refs: views and the features wanted of each
 
 ABSENT: Read = (None, None)
 NO_VALUE, NO_TIME = Value(), Timestamp()
-
-
-class RequestRefused(InvalidConfig, FeastError):
-    """A request to an embedding view that nothing would make possible; Feast's HTTP server answers with 422."""
-
-    def http_status_code(self) -> int:
-        return 422
 
 
 class FacetOnlineStoreConfig(FeastConfigBaseModel):
@@ -99,6 +100,35 @@ class FacetOnlineStore(OnlineStore):
         if stock is not None:
             await stock.close()
 
+    def get_online_features(
+        self,
+        config: RepoConfig,
+        features: list[str] | FeatureService,
+        entity_rows: EntityRows,
+        registry: BaseRegistry,
+        project: str,
+        *naming: bool,
+        **named: bool,
+    ) -> OnlineResponse:
+        """Feast's own, once it is certain that ids are integers; raises `RequestRefused` for one that is not."""
+        require_ids(entity_rows, features=features, registry=registry, project=project)
+        return super().get_online_features(config, features, entity_rows, registry, project, *naming, **named)
+
+    async def get_online_features_async(
+        self,
+        config: RepoConfig,
+        features: list[str] | FeatureService,
+        entity_rows: EntityRows,
+        registry: BaseRegistry,
+        project: str,
+        *naming: bool,
+        **named: bool,
+    ) -> OnlineResponse:
+        require_ids(entity_rows, features=features, registry=registry, project=project)
+        return await super().get_online_features_async(
+            config, features, entity_rows, registry, project, *naming, **named
+        )
+
     def online_read(
         self,
         config: RepoConfig,
@@ -110,7 +140,7 @@ class FacetOnlineStore(OnlineStore):
         view = EmbeddingView.from_tags(table.tags)
         if view is None:
             return self._ordinary(config).call("online_read", table, entity_keys, requested_features)
-        ids = _ids(table, [key.entity_values[0] for key in entity_keys])
+        ids = ids_of(table.name, [key.entity_values[0] for key in entity_keys])
         rows, found = self._reader(config, view).result().lookup(ids)
         return [
             (view.as_of, {EmbeddingView.FEATURE: value}) if known else ABSENT
@@ -200,7 +230,7 @@ class FacetOnlineStore(OnlineStore):
                     f"cannot read {table.name}", expected=f"ids of {', '.join(table.entities)}",
                     got=f"ids of {', '.join(join_key_values) or 'nothing'}", remedy="Add them to the request.",
                 )
-            rows, found = self._reader(config, view).result().lookup(_ids(table, *keys.values()))
+            rows, found = self._reader(config, view).result().lookup(ids_of(table.name, *keys.values()))
             present, stamp = int(found.sum()), Timestamp()
             stamp.FromDatetime(view.as_of)
             projection = table.projection
@@ -225,9 +255,13 @@ class FacetOnlineStore(OnlineStore):
         data: list[Written],
         progress: Callable[[int], Any] | None,
     ) -> None:
-        """Write rows of an ordinary view; raises `RequestRefused` for an embedding view, whose rows never change."""
-        _refuse_write(table)
-        self._ordinary(config).call("online_write_batch", table, data, progress)
+        """Write rows of an ordinary view that are not older than what is there.
+
+        Raises:
+            RequestRefused: it is an embedding view, whose rows never change.
+        """
+        refuse_write(table)
+        self._ordinary(config).write(table, data, progress)
 
     async def online_write_batch_async(
         self,
@@ -236,16 +270,16 @@ class FacetOnlineStore(OnlineStore):
         data: list[Written],
         progress: Callable[[int], Any] | None,
     ) -> None:
-        _refuse_write(table)
-        await self._ordinary(config).call_async("online_write_batch", table, data, progress)
+        refuse_write(table)
+        await self._ordinary(config).write_async(table, data, progress)
 
     def retrieve_online_documents(self, config: RepoConfig, table: FeatureView, *query: Any, **named: Any) -> Any:
         """Nearest rows of an ordinary view, if the stock store can find them."""
-        _refuse_search(table)
+        refuse_search(table)
         return self._ordinary(config).call("retrieve_online_documents", table, *query, **named)
 
     def retrieve_online_documents_v2(self, config: RepoConfig, table: FeatureView, *query: Any, **named: Any) -> Any:
-        _refuse_search(table)
+        refuse_search(table)
         return self._ordinary(config).call("retrieve_online_documents_v2", table, *query, **named)
 
     def update(
@@ -261,9 +295,12 @@ class FacetOnlineStore(OnlineStore):
 
         A view also vanishes when `feast apply` runs over an incomplete repository or workspace; that must not take
         a published version off line.
+
+        Raises:
+            VersionInUse: a process holds a version whose rows would go; nothing was deleted.
         """
         workspace = _workspace(config)
-        published = set(workspace.versions.numbers())
+        published, gone = set(workspace.versions.numbers()), []
         for table, view in _embeddings_to_delete(tables_to_delete):
             if view.version in published:
                 logger.warning(
@@ -271,7 +308,8 @@ class FacetOnlineStore(OnlineStore):
                     table.name, view.version,
                 )
             else:
-                self._remove(config, view)
+                gone.append(view)
+        self._remove(config, gone, to="delete")
         self._ordinary(config).call(
             "update",
             tables_to_delete=[table for table in tables_to_delete if not EmbeddingView.claimed_by(table.tags)],
@@ -282,17 +320,28 @@ class FacetOnlineStore(OnlineStore):
         )
 
     def teardown(self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]) -> None:
-        """Delete the rows of `tables` and the context store; published versions stay and can be materialized."""
-        for _, view in _embeddings_to_delete(tables):
-            self._remove(config, view)
+        """Delete the rows of `tables` and the context store; published versions stay and can be materialized.
+
+        Raises:
+            VersionInUse: a process holds one of the versions; nothing was deleted.
+        """
+        self._remove(config, [view for _, view in _embeddings_to_delete(tables)], to="tear down")
         ordinary = [table for table in tables if not EmbeddingView.claimed_by(table.tags)]
         self._ordinary(config).call("teardown", ordinary, entities)
 
-    def _remove(self, config: RepoConfig, view: EmbeddingView) -> None:
-        rows = row_store(config.online_store.rows, _workspace(config))
-        rows.drop(view.version, view.table, manifest_sha256=view.manifest_sha256)
-        self._readers.pop(view, None)
-        logger.info("%s deleted", rows.describe(view.version, view.table))
+    def _remove(self, config: RepoConfig, views: Sequence[EmbeddingView], *, to: str) -> None:
+        """Delete the rows of views while nobody can pin their versions, or those of none."""
+        if not views:
+            return
+        workspace = _workspace(config)
+        rows = row_store(config.online_store.rows, workspace)
+        with ExitStack() as unpinned:
+            for version in sorted({view.version for view in views}):
+                unpinned.enter_context(workspace.versions.unpinned(version, to=to))
+            for view in views:
+                rows.drop(view.version, view.table, manifest_sha256=view.manifest_sha256)
+                self._readers.pop(view, None)
+                logger.info("%s deleted", rows.describe(view.version, view.table))
 
     def _reader(self, config: RepoConfig, view: EmbeddingView) -> "Future[RowReader]":
         """The reader of a view, opened once, however many ask for it at the same time."""
@@ -324,7 +373,7 @@ class FacetOnlineStore(OnlineStore):
     def _ordinary(self, config: RepoConfig) -> StockStore:
         with self._lock:
             if self._stock is None:
-                self._stock = StockStore(config)
+                self._stock = StockStore(config, workspace=_workspace(config))
             return self._stock
 
 
@@ -354,36 +403,7 @@ def _runs(groups: Groups) -> Iterator[tuple[bool, Groups]]:
         yield embedding, list(run)
 
 
-def _ids(table: FeatureView, values: Sequence[Value]) -> np.ndarray:
-    """int64 (B,); raises `RequestRefused` for a value that is not one."""
-    ids = np.fromiter((value.int64_val for value in values), np.int64, len(values))
-    for row in np.flatnonzero(ids == 0):  # which is also what a value of another type reads as
-        if (kind := values[row].WhichOneof("val")) != "int64_val":
-            raise RequestRefused(
-                f"cannot read {table.name}", expected="ids that are 64-bit integers",
-                got=f"{(kind or 'null').removesuffix('_val')} at row {row}", remedy="Send every id as an integer.",
-            )
-    return ids
-
-
 def _values(rows: np.ndarray, found: np.ndarray) -> list[Value]:
     """uint8 (B, row_bytes) and bool (B,) -> B values, without one for an id that was not found."""
     packed = rows.view(f"V{rows.shape[1]}").ravel().tolist()
     return [Value(bytes_val=row) if known else NO_VALUE for row, known in zip(packed, found.tolist(), strict=True)]
-
-
-def _refuse_write(table: FeatureView) -> None:
-    if view := EmbeddingView.from_tags(table.tags):
-        raise RequestRefused(
-            f"cannot write into {table.name}", expected="a view whose rows may change",
-            got=f"table {view.table} of version {view.version}, which is immutable",
-            remedy="Publish a new version; `feast materialize` makes its rows readable.",
-        )
-
-
-def _refuse_search(table: FeatureView) -> None:
-    if EmbeddingView.from_tags(table.tags):
-        raise RequestRefused(
-            f"cannot search {table.name}", expected="a view with a vector index",
-            got="packed rows, which are read by id", remedy="Read rows with `get_online_features`.",
-        )

@@ -29,7 +29,7 @@ from feast.repo_config import FeastConfigBaseModel
 from tqdm import tqdm
 
 from pipelines.contracts.embedding_view import EmbeddingView
-from pipelines.contracts.errors import FacetError, IntegrityError, NotPrepared, VersionConflict
+from pipelines.contracts.errors import FacetError, IntegrityError, InvalidConfig, NotPrepared, VersionConflict
 from pipelines.contracts.manifest import Manifest
 from pipelines.contracts.row_store import SEGMENTS, Parent, RowStore, row_store
 from pipelines.contracts.spec import TableSpec
@@ -61,8 +61,12 @@ class SegmentEngine(ComputeEngine):
     ordinary view    Feast's LocalComputeEngine
     ```
 
-    A table that is there already and whole is left as it is, so that materializing again is cheap and safe.
+    A table that is there already and whole is left as it is, so that materializing again is cheap and safe. One that
+    is not there, and whose time the range does not contain, is an error: nothing would say that its version is missing.
+    All views of a command are tried; Feast then raises the first error.
     """
+
+    supports_batch = True
 
     def __init__(self, *, workspace: str = "../var", type: str | None = None, **engine: Any) -> None:
         super().__init__(**engine)
@@ -94,7 +98,10 @@ class SegmentEngine(ComputeEngine):
             view = EmbeddingView.from_tags(task.feature_view.tags)
             if view is None:
                 _require_source(task.feature_view)
-                return self._ordinary.materialize(registry, task, **kwargs)[0]
+                job = self._ordinary.materialize(registry, task, **kwargs)[0]
+                if error := job.error():
+                    logger.error("%s: %s", task.feature_view.name, error)
+                return job
             with self.workspace.versions.pinned(view.version, role="materialize"):
                 self._materialize_table(view, task)
         except (FacetError, OSError, pa.ArrowException) as error:
@@ -110,17 +117,15 @@ class SegmentEngine(ComputeEngine):
                 f"feature view {task.feature_view.name}", expected=f"tags of manifest {manifest.sha256}", got=str(view),
                 remedy="Run `feast apply`, then materialize again.",
             )
-        if not task.start_time <= manifest.as_of <= task.end_time:
-            logger.warning(
-                "%s skipped: its rows are of %s, outside %s to %s",
-                task.feature_view.name, manifest.as_of, task.start_time, task.end_time,
-            )
-            return
         rows = row_store(getattr(self.repo_config.online_store, "rows", SEGMENTS), self.workspace)
+        inside = task.start_time <= manifest.as_of <= task.end_time
         if rows.holds(view.version, view.table):
-            _confirm(rows, manifest, spec)
-            logger.info("%s is materialized already, %d rows verified", task.feature_view.name, spec.rows)
+            if inside:  # else nobody asked for it, and hashing every old version takes its time
+                _confirm(rows, manifest, spec)
+                logger.info("%s is materialized already, %d rows verified", task.feature_view.name, spec.rows)
             return
+        if not inside:
+            raise _outside(task, manifest)
         start = time.perf_counter()
         version = self.workspace.versions.path(view.version)
         try:
@@ -172,6 +177,18 @@ def _confirm(rows: RowStore, manifest: Manifest, spec: TableSpec) -> None:
             got=table.manifest_sha256,
             remedy="It belongs to another version of this number; delete it and materialize again.",
         )
+
+
+def _outside(task: MaterializationTask, manifest: Manifest) -> InvalidConfig:
+    name = task.feature_view.name
+    start, end, moment = (
+        at.astimezone(UTC).replace(tzinfo=None).isoformat() for at in (task.start_time, task.end_time, manifest.as_of)
+    )
+    return InvalidConfig(
+        f"{name}: version {manifest.version} is not materialized", expected=f"a range around its rows' time {moment}",
+        got=f"{start} to {end}",
+        remedy=f"Run `feast materialize --views {name} {moment} {moment}`, or give a wider range.",
+    )
 
 
 def _require_source(view: Any) -> None:

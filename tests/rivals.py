@@ -21,7 +21,7 @@ from pipelines.contracts.workspace import Workspace
 from tests.crash import require_served
 from tests.releases import FeastRepository
 
-__all__ = ["holding", "materializing", "publishing", "race", "retiring"]
+__all__ = ["applying", "declaring", "holding", "materializing", "publishing", "race", "retiring"]
 
 JITTER_S = 0.02
 PATIENCE_S = 120
@@ -86,6 +86,29 @@ def publishing(root: Path, candidates: Path, number: int) -> Iterator[int]:
 def materializing(root: Path, views: list[str], number: int) -> Iterator[str]:
     """`feast materialize` of one view."""
     FeastRepository(root).materialize([views[number]])
+    yield "done"
+
+
+@contextmanager
+def declaring(root: Path, prefix: str, number: int) -> Iterator[str]:
+    """Change Feast's registry, and commit once everybody has changed what he read before."""
+    from datetime import timedelta
+
+    store = FeastRepository(root).store()
+    view = store.get_feature_view("user_context").with_name(f"{prefix}_{number}")
+    view.projection.name_alias, view.projection.name, view.name = None, view.name, f"{prefix}_{number}"
+    view.ttl = timedelta(days=1)
+    store.registry.apply_feature_view(view, store.project, commit=False)
+    yield "changed"
+    store.registry.commit()
+
+
+@contextmanager
+def applying(root: Path, definition: str, number: int) -> Iterator[str]:
+    """`feast apply` of one more view, whose file is made from `definition`."""
+    repository = FeastRepository(root)
+    (repository.path / f"more_{number}.py").write_text(definition.format(number=number))
+    repository.apply()
     yield "done"
 
 

@@ -199,6 +199,27 @@ class VersionStore:
         """The living processes that have a version pinned and could say who they are."""
         return holders(self.path(version))
 
+    @contextmanager
+    def unpinned(self, version: int, *, to: str) -> Iterator[None]:
+        """Keep everybody from pinning a version while the block runs. It may be one that is not published.
+
+        Args:
+            to: what the block does to the version, for the refusal: `retire`.
+
+        Raises:
+            VersionInUse: a process has it pinned.
+        """
+        directory = self.path(version)
+        with unpinned(directory) as free:
+            known = [str(holder) for holder in self.holders(version)]
+            if known or (not free and (directory / MANIFEST_NAME).is_file()):
+                raise VersionInUse(
+                    f"cannot {to} version {version}", expected="no process that holds it",
+                    got="; ".join(known) or "one that has not said who it is: it began just now, or may not write here",
+                    remedy=f"Roll out another version there, or stop the process; then {to} again.",
+                )
+            yield
+
     def retire(self, version: int) -> Retirement:
         """Unpublish a version, at one moment; its other files are left for whoever deletes them.
 
@@ -210,14 +231,7 @@ class VersionStore:
         if not (directory / MANIFEST_NAME).is_file():
             raise self._not_found(version)
         self._refuse_current(version)
-        with unpinned(directory) as free:
-            if not free:
-                known = [str(holder) for holder in self.holders(version)]
-                raise VersionInUse(
-                    f"version {version} cannot be retired", expected="no process that holds it",
-                    got="; ".join(known) or "one that has not said who it is: it began just now, or may not write here",
-                    remedy="Roll out another version there, or stop the process; then retire again.",
-                )
+        with self.unpinned(version, to="retire"):
             self._refuse_current(version)  # again: only now can the pointer not move to it
             retirement = Retirement.of(directory, version=version)
             retirement.write(directory / RETIRED_NAME)
@@ -264,7 +278,7 @@ class VersionStore:
     def _refuse_current(self, version: int) -> None:
         if self.current() == version:
             raise VersionInUse(
-                f"version {version} cannot be retired", expected="a version that the pointer does not name",
+                f"cannot retire version {version}", expected="a version that the pointer does not name",
                 got="the current one", remedy="Publish or point to another first: `facet versions point N`.",
             )
 

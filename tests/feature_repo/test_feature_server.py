@@ -111,7 +111,11 @@ def test_what_it_refuses(server: Any) -> None:
     item = int(entity_ids("item", 200)[0])
     status, message = ask(server, ["item_kge__v1:row"], item=[item, None])
     assert status == 422 and "64-bit integers, got null at row 1" in message
-    assert ask(server, ["item_kge__v1:row"], item=["abc"])[0] == 500  # Feast's own
+    for id_, said in ((7.9, "7.9"), (2**63, str(2**63)), (True, "True"), ("abc", "'abc'")):
+        for feature in ("item_kge__v1:row", "item_context:events_7d"):
+            status, message = ask(server, [feature], item=[item, id_])
+            assert status == 422 and f"64-bit integers, got {said} at row 1" in message
+    assert ask(server, ["item_kge__v1:row"], item=[-(2**63), 2**63 - 1, str(item)])[0] == 200
     assert ask(server, ["item_kge__v9:row"], item=[item])[0] == 404
     assert ask(server, "ranker_v9", item=[item])[0] == 404
     search = {"features": ["item_kge__v1:row"], "query": [0.0] * 12, "top_k": 2}

@@ -1,6 +1,6 @@
 import os
 import sqlite3
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,7 +24,7 @@ from pipelines.contracts.segment import Segment
 from pipelines.publish import publish
 from pipelines.retire import retire
 from tests.crash import kill_during, materialize_repository, require_served
-from tests.releases import AS_OF, DIMS, FeastRepository, entity_ids, published_rows, write_candidate
+from tests.releases import AS_OF, DIMS, WIDE_RANGE, FeastRepository, entity_ids, published_rows, write_candidate
 
 VIEWS_2 = [f"{table.replace('.', '_')}__v2" for table in DIMS]
 
@@ -50,14 +50,42 @@ def test_materializing_again_verifies_and_writes_nothing(own_workspace: FeastRep
 
 
 @pytest.mark.parametrize("days", [("2010-01-01", "2011-06-30"), ("2011-07-02", "2030-01-01")])
-def test_a_range_without_the_versions_time_is_skipped(
-    own_workspace: FeastRepository, days: tuple[str, str], caplog: pytest.LogCaptureFixture
+def test_a_range_that_leaves_a_version_out_is_an_error_and_the_views_that_fit_are_written(
+    own_workspace: FeastRepository, days: tuple[str, str]
 ) -> None:
-    remove_directory(own_workspace.workspace.segment(1, "item.kge"), within=own_workspace.workspace.segments)
+    for table in ("item.kge", "item.contrastive"):
+        remove_directory(own_workspace.workspace.segment(1, table), within=own_workspace.workspace.segments)
     start, end = (datetime.fromisoformat(day).replace(tzinfo=UTC) for day in days)
-    own_workspace.store().materialize(start, end, feature_views=["item_kge__v1"])
-    assert "item_kge__v1 skipped" in caplog.text
+    with pytest.raises(InvalidConfig) as refused:
+        own_workspace.store().materialize(
+            start, end, feature_views=["item_kge__v1", "item_contrastive__v1", "item_context"]
+        )
+    assert str(refused.value) == (
+        "item_kge__v1: version 1 is not materialized: expected a range around its rows' time 2011-07-01T00:00:00, "
+        f"got {days[0]}T00:00:00 to {days[1]}T00:00:00. "
+        "Run `feast materialize --views item_kge__v1 2011-07-01T00:00:00 2011-07-01T00:00:00`, or give a wider range."
+    )
     assert not own_workspace.workspace.segment(1, "item.kge").exists()
+    store = own_workspace.store()
+    assert (start, end) in store.get_feature_view("item_context").materialization_intervals
+    assert (start, end) not in store.get_feature_view("item_kge__v1").materialization_intervals
+
+
+def test_a_range_that_leaves_one_version_out_writes_the_other(own_workspace: FeastRepository) -> None:
+    for version in (1, 2):
+        remove_directory(own_workspace.workspace.segment(version, "item.kge"))
+    with pytest.raises(InvalidConfig, match="item_kge__v1: version 1 is not materialized"):
+        own_workspace.store().materialize(
+            AS_OF + timedelta(days=1), WIDE_RANGE[1], feature_views=["item_kge__v1", "item_kge__v2"]
+        )
+    assert not own_workspace.workspace.segment(1, "item.kge").exists()
+    assert first_row(own_workspace, 2) == published_rows(own_workspace.workspace, 2, "item.kge")[1][0].tobytes()
+
+
+def test_a_range_may_leave_out_versions_that_are_materialized(own_workspace: FeastRepository) -> None:
+    """As every day's range leaves out the versions of before; not even their bytes are read."""
+    corrupt(own_workspace.workspace.segment(1, "item.kge") / "rows.npy")
+    own_workspace.store().materialize(AS_OF - timedelta(days=9), AS_OF - timedelta(days=8))
 
 
 def test_the_versions_time_itself_is_inside_the_range(own_workspace: FeastRepository) -> None:
