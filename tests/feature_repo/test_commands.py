@@ -16,7 +16,7 @@ FEAST = Path(sys.executable).with_name("feast")
 
 def feast(repository: FeastRepository, *args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [FEAST, *args], cwd=repository.path, capture_output=True, text=True, timeout=120, check=False
+        [FEAST, *args], cwd=repository.path, capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
 
 

@@ -72,7 +72,7 @@ def test_definitions_need_neither_torch_nor_spark(workspace_with_versions: Feast
         "import entities, sources, context_views, embedding_views, services\n"
         "assert len(embedding_views.views_by_version) == 2\n"
     )
-    subprocess.run([sys.executable, "-c", program], cwd=workspace_with_versions.path, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], cwd=workspace_with_versions.path, check=True, timeout=PATIENCE_S)
 
 
 def test_apply_on_an_empty_workspace(tmp_path: Path) -> None:

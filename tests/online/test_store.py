@@ -21,6 +21,7 @@ from pipelines.contracts.errors import IntegrityError, VersionNotFound
 from pipelines.contracts.segment import Segment
 from tests.cases import RowReaderCases
 from tests.releases import AS_OF, FeastRepository, entity_ids, published_rows
+from tests.waiting import PATIENCE_S
 
 
 def view_name(version: int, table: str) -> str:
@@ -323,7 +324,7 @@ def test_a_version_being_opened_keeps_nobody_waiting_who_reads_another(
     def open_slowly(directory: Path, **options) -> Segment:
         opened.append(directory)
         if directory.parent.name == "2":
-            assert hashed.wait(timeout=60)
+            assert hashed.wait(PATIENCE_S)
         return open_segment(directory, **options)
 
     monkeypatch.setattr(Segment, "open", open_slowly)
@@ -336,13 +337,13 @@ def test_a_version_being_opened_keeps_nobody_waiting_who_reads_another(
     async def scenario() -> None:
         waiting = [asyncio.create_task(read(2)) for _ in range(64)]
         try:
-            assert await asyncio.wait_for(read(1), timeout=30) == expected[1]
+            assert await asyncio.wait_for(read(1), PATIENCE_S) == expected[1]
             assert not any(task.done() for task in waiting)
         finally:
             hashed.set()
         assert await asyncio.gather(*waiting) == [expected[2]] * 64
 
-    asyncio.run(scenario())
+    asyncio.run(asyncio.wait_for(scenario(), PATIENCE_S))
     assert len(opened) == 2
 
 
@@ -354,7 +355,7 @@ def test_a_client_that_goes_away_takes_nothing_from_those_who_wait_for_the_same_
     user, expected = int(entity_ids("user", 200)[0]), published_rows(own_workspace.workspace, 2, "user.kge")[1][0]
 
     def open_slowly(directory: Path, **options) -> Segment:
-        assert hashed.wait(timeout=60)
+        assert hashed.wait(PATIENCE_S)
         return open_segment(directory, **options)
 
     monkeypatch.setattr(Segment, "open", open_slowly)
@@ -374,7 +375,7 @@ def test_a_client_that_goes_away_takes_nothing_from_those_who_wait_for_the_same_
         assert not reads[2].cancelled()
         return reads[2].result().to_dict()["row"]
 
-    assert asyncio.run(scenario()) == [expected.tobytes()]
+    assert asyncio.run(asyncio.wait_for(scenario(), PATIENCE_S)) == [expected.tobytes()]
 
 
 def test_a_slow_context_store_keeps_no_embedding_waiting(
@@ -385,7 +386,7 @@ def test_a_slow_context_store_keeps_no_embedding_waiting(
     read_sqlite = SqliteOnlineStore.online_read
 
     def read_slowly(*arguments, **named):
-        assert answered.wait(timeout=60)
+        assert answered.wait(PATIENCE_S)
         return read_sqlite(*arguments, **named)
 
     monkeypatch.setattr(SqliteOnlineStore, "online_read", read_slowly)
@@ -397,12 +398,12 @@ def test_a_slow_context_store_keeps_no_embedding_waiting(
     async def scenario() -> list:
         waiting = [asyncio.create_task(read("item_context:events_7d")) for _ in range(64)]
         try:
-            assert await asyncio.wait_for(read("item_kge__v1:row"), timeout=30) == expected
+            assert await asyncio.wait_for(read("item_kge__v1:row"), PATIENCE_S) == expected
         finally:
             answered.set()
         return await asyncio.gather(*waiting)
 
-    assert asyncio.run(scenario()) == [[10.0]] * 64
+    assert asyncio.run(asyncio.wait_for(scenario(), PATIENCE_S)) == [[10.0]] * 64
 
 
 def test_rows_written_into_a_context_view_at_the_same_time_all_arrive(own_workspace: FeastRepository) -> None:

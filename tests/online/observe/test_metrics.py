@@ -178,7 +178,7 @@ def test_many_threads_lose_no_count(endpoint) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        joined(thread)
     found = samples(read(endpoint()))
     assert found["facet_rows_asked_total", ("table", "threads.test")] == 8 * 2000 * 3
 
@@ -197,7 +197,7 @@ def test_workers_are_added_up_and_the_dead_keep_their_counts_but_not_their_gauge
         pids = {dict(key[1:])["pid"] for key in found if key[0] == "process_open_fds"}
         assert pids == {str(os.getpid()), str(first.pid), str(second.pid)}
         second.kill()
-        second.wait()
+        second.wait(PATIENCE_S)
         for restart in range(3):
             found = samples(read(port))
             assert (found[requests], found[in_flight], found[state]) == (2 + restart, 2, 1)
@@ -209,7 +209,7 @@ def test_workers_are_added_up_and_the_dead_keep_their_counts_but_not_their_gauge
     finally:
         for process in (first, second):
             process.kill()
-            process.wait()
+            process.wait(PATIENCE_S)
 
 
 def test_a_real_host_with_workers_exports_their_sum(workspace_with_versions, launch) -> None:
