@@ -10,6 +10,7 @@ import pytest
 
 from pipelines.publish import publish
 from tests.releases import DIMS, FeastRepository, entity_ids, published_rows, write_candidate, write_context_views
+from tests.waiting import PATIENCE_S
 
 FEAST = Path(sys.executable).with_name("feast")
 

@@ -7,6 +7,7 @@ import pandas as pd
 
 from pipelines.contracts.context import CONTEXT_FEATURES
 from tests.releases import AS_OF, DIMS, FeastRepository, entity_ids, published_rows
+from tests.waiting import PATIENCE_S
 
 CONTEXT_VIEWS = {"user_context": ["user"], "item_context": ["item"], "user_item_context": ["user", "item"]}
 

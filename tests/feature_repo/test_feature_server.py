@@ -21,6 +21,7 @@ from online.store import RequestRefused
 from pipelines.publish import publish
 from pipelines.retire import retire
 from tests.releases import AS_OF, DIMS, FeastRepository, entity_ids, published_rows, write_candidate
+from tests.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.slow
 logger = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from online.security.credentials import ServerSecurity
 from online.security.roles import token_sha256
 from pipelines.contracts.errors import InvalidConfig
 from tests.online.certificates import Authority, Pair
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, joined, until
 
 LABELS = {
     "facet_requests_total": {"service", "code"},
@@ -177,8 +177,7 @@ def test_many_threads_lose_no_count(endpoint) -> None:
     threads = [threading.Thread(target=count) for _ in range(8)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        joined(thread)
+    joined(*threads)
     found = samples(read(endpoint()))
     assert found["facet_rows_asked_total", ("table", "threads.test")] == 8 * 2000 * 3
 
