@@ -1,5 +1,8 @@
 import asyncio
 import logging
+import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +23,7 @@ from online.store import FacetOnlineStore, RequestRefused
 from pipelines.contracts.errors import IntegrityError, VersionNotFound
 from pipelines.contracts.segment import Segment
 from tests.cases import RowReaderCases
+from tests.fleet import free_ports
 from tests.releases import AS_OF, FeastRepository, entity_ids, published_rows
 from tests.waiting import PATIENCE_S
 
@@ -299,6 +303,42 @@ def test_vector_search_is_refused_for_rows_and_left_to_the_stock_store_for_other
             search(features=["item_kge__v1:row"], query=[0.0] * 12, top_k=3)
         with pytest.raises(ValueError, match=r"in the online store config"):  # SQLite's own words
             search(features=["item_context:events_7d"], query=[0.0], top_k=3)
+
+
+COUNTED = """
+import sys
+from urllib.error import URLError
+from urllib.request import ProxyHandler, build_opener
+from feast import FeatureStore
+from feast.metrics import start_metrics_server
+from tests.waiting import until
+
+path, port, known = sys.argv[1], int(sys.argv[2]), [int(word) for word in sys.argv[3:]]
+store, told = FeatureStore(path), []
+start_metrics_server(store, port, start_resource_monitoring=False, start_freshness_monitoring=False)
+for ids in (known, [-1, known[0]], [-2, -3, -4, -5]):
+    store.get_online_features(features=["item_kge__v1:row"], entity_rows={"item": ids})
+
+def scraped():
+    try:
+        told[:] = [build_opener(ProxyHandler({})).open(f"http://127.0.0.1:{port}/metrics").read().decode()]
+    except URLError:
+        return False
+    return True
+
+until(scraped)
+print(told[0])
+"""
+
+
+def test_feasts_metrics_count_ids_with_a_row_and_without(workspace_with_versions: FeastRepository) -> None:
+    known = entity_ids("item", 200)[:7].tolist()
+    words = [str(workspace_with_versions.path), str(free_ports(1)[0]), *map(str, known)]
+    ran = subprocess.run(
+        [sys.executable, "-c", COUNTED, *words], capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+    )
+    counts = dict(re.findall(r'^feast_online_features_status_total\{.*status="(\w+)".*\} ([0-9.]+)$', ran.stdout, re.M))
+    assert {status: float(count) for status, count in counts.items()} == {"present": 8, "not_found": 5}, ran.stderr
 
 
 def test_many_awaited_reads_of_all_kinds_at_once(workspace_with_versions: FeastRepository) -> None:
