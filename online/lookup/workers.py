@@ -57,7 +57,7 @@ def reserve_port(host: str, port: int, *, patience_s: float = 2.0, clock: Clock 
         family, kind, _, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
     except socket.gaierror as error:
         raise InvalidConfig(
-            f"cannot listen on {host} for lookup", expected="an address of this host", got=str(error),
+            f"cannot listen on {host} for lookup", expected="an address of this machine", got=str(error),
             remedy="Correct --host.",
         ) from error
     until = clock.now() + patience_s
@@ -72,7 +72,7 @@ def reserve_port(host: str, port: int, *, patience_s: float = 2.0, clock: Clock 
                 clock.sleep(0.05)
                 continue
             raise InvalidConfig(
-                f"cannot listen on {host}:{port} for lookup", expected="a port that is free on this host",
+                f"cannot listen on {host}:{port} for lookup", expected="a port that is free on this machine",
                 got=str(error), remedy="Stop what uses it, give another port, or 0 for any free one.",
             ) from error
         # Only now: bound with it, the port could be one that somebody else shares in the same way.

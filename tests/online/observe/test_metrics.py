@@ -67,7 +67,7 @@ metrics.flush()
 
 def read(port: int, path: str = "/metrics", **headers: str) -> str:
     request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=headers)
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
         return answer.read().decode()
 
 
@@ -87,7 +87,7 @@ def run(script: str, directory: Path | None = None, *, wait: bool = True) -> sub
         [sys.executable, "-c", script], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     if wait:
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 0 and out.endswith("done\n")
         process.out = out.removesuffix("done\n")
     else:
@@ -243,15 +243,16 @@ def test_only_metrics_are_to_be_had(endpoint) -> None:
     for path, method, status in (("/", "GET", 404), ("/metrics", "POST", 501), ("/../metrics", "GET", 404)):
         request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", method=method)
         with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(request, timeout=10)
+            urllib.request.urlopen(request, timeout=PATIENCE_S)
         assert refused.value.code == status
         refused.value.close()
 
 
 def exchange(port: int, sent: bytes) -> bytes:
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    """What is answered until the connection ends; `TimeoutError` if it does not."""
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as connection:
         answer = b""
-        with suppress(OSError):  # it may close without having read all
+        with suppress(ConnectionError):  # it may close without having read all
             connection.sendall(sent)
             connection.shutdown(socket.SHUT_WR)
             while part := connection.recv(65536):
@@ -275,9 +276,12 @@ def endpoint_of_all(endpoint) -> int:
 def test_a_client_that_dawdles_is_left(endpoint, monkeypatch) -> None:
     monkeypatch.setattr(exporter, "EXCHANGE_S", 0.2)
     port = endpoint()
-    with socket.create_connection(("127.0.0.1", port)) as dawdler:
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as dawdler:
         dawdler.sendall(b"GET /metr")
         assert "facet_build_info" in read(port)
+        with suppress(ConnectionError):
+            while dawdler.recv(65536):  # until it is ended
+                pass
 
 
 def test_with_roles_only_the_role_metrics_reads_them(endpoint, tmp_path) -> None:
@@ -298,7 +302,7 @@ def test_with_roles_only_the_role_metrics_reads_them(endpoint, tmp_path) -> None
             tls.load_cert_chain(shown.certificate, shown.key)
         request = urllib.request.Request(f"https://127.0.0.1:{port}/metrics", headers=headers)
         try:
-            with urllib.request.urlopen(request, timeout=10, context=tls) as answer:
+            with urllib.request.urlopen(request, timeout=PATIENCE_S, context=tls) as answer:
                 return answer.status
         except urllib.error.HTTPError as refused:
             refused.close()
