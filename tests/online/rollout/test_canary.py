@@ -47,6 +47,10 @@ def test_too_few_requests_halt_it_in_the_end() -> None:
     result = judged(counted(2000), counted(3), elapsed_s=600)
     assert result.outcome is Outcome.HALT and "too few to tell" in result.reason
     assert "version 2: 3 requests" in result.reason
+    assert judged(counted(2000), counted(3), elapsed_s=599).outcome is Outcome.WATCH
+    at_once = dataclasses.replace(LIMITS, seconds=0)  # requests have ten seconds even so
+    assert judged(counted(2000), counted(3), elapsed_s=9.9, limits=at_once).outcome is Outcome.WATCH
+    assert judged(counted(2000), counted(3), elapsed_s=10, limits=at_once).outcome is Outcome.HALT
 
 
 @pytest.mark.parametrize(
@@ -75,6 +79,7 @@ def test_failures_before_any_version_was_known_are_held_against_it() -> None:
     assert judged(counted(2000), counted(200), unversioned=2).outcome is Outcome.PASS
     result = judged(counted(2000), counted(200), unversioned=3)
     assert result.outcome is Outcome.HALT and "3 failed before any version was known" in result.reason
+    assert judged(counted(2000), counted(298), unversioned=3).outcome is Outcome.PASS  # 3 of 301 requests
     # every other one of its few, which are hardly any of all
     assert judged(counted(39_600), counted(200), unversioned=200, elapsed_s=5).outcome is Outcome.HALT
     assert judged(counted(2000), counted(199, 1), unversioned=2).outcome is Outcome.HALT
