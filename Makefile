@@ -29,7 +29,7 @@ test: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile  # tests of a file share what they start
 
 test-crash: setup
-	$(BIN)/python -m pytest -m crash -s tests/pipelines/test_crash_series.py
+	$(BIN)/python -m pytest -m crash -o faulthandler_timeout=0 -s tests/pipelines/test_crash_series.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -20,8 +20,6 @@ import pytest
 
 from tests.releases import AS_OF, FeastRepository, entity_ids, write_candidate, write_context_views
 
-pytest_plugins = ["tests.standstill"]
-
 # machines are shared and kernels compile at their first call: no test asserts a time
 hypothesis.settings.register_profile("facet", deadline=None)
 hypothesis.settings.load_profile("facet")

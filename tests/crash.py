@@ -29,6 +29,7 @@ from online.lookup.reader import VersionReader
 from pipelines.contracts.durable import STAGING_PREFIX
 from pipelines.contracts.workspace import Workspace
 from tests.releases import FeastRepository, published_rows
+from tests.waiting import PATIENCE_S
 
 __all__ = [
     "Outcome", "every_step", "kill_during", "leftovers", "materialize_repository", "publish_candidate",
@@ -77,12 +78,15 @@ def run_child(
     child = _SERVER.Process(target=_run, args=(tell, steps, last, str(root), kill_at_step, work, args))
     child.start()
     tell.close()
+    if not told.poll(PATIENCE_S):
+        child.kill()
+        raise AssertionError("the child does not get ready")
     told.recv()  # it is ready; EOFError: it died before
     start = time.perf_counter()
     if kill_after_s is not None:
         child.join(kill_after_s)
         child.kill()
-    child.join(300)
+    child.join(PATIENCE_S)
     seconds = time.perf_counter() - start
     if child.is_alive():
         child.kill()

@@ -27,11 +27,11 @@ from typing import Any, Self
 
 from online.observe.metrics import WORKERS_DIRECTORY
 from pipelines.contracts.workspace import Workspace
+from tests.waiting import PATIENCE_S
 
 __all__ = ["FACET", "Fleet", "Host", "anonymous_bytes", "descendants", "descriptors", "facet_environment", "free_ports"]
 
 FACET = [sys.executable, "-c", "from pipelines.cli import main; main()"]
-READY_S, STOP_S = 120, 20
 
 
 @dataclass
@@ -81,7 +81,7 @@ class Host:
 
     def wait_ready(self) -> Self:
         """Wait for its ready line; raises `RuntimeError` with its log if it ends or takes too long."""
-        clock = threading.Timer(READY_S, self.process.kill)
+        clock = threading.Timer(PATIENCE_S, self.process.kill)
         clock.start()
         line = self.process.stdout.readline()
         clock.cancel()
@@ -113,13 +113,13 @@ class Host:
             return 0
         self.process.send_signal(signal.SIGTERM)
         try:
-            self.process.wait(STOP_S)
+            self.process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
         return self._reap()
 
     def _reap(self) -> int:
-        status = self.process.wait()
+        status = self.process.wait(PATIENCE_S)
         self.process.stdout.close()
         return status
 

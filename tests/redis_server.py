@@ -19,10 +19,11 @@ from typing import Self
 
 import redis
 
+from tests.waiting import PATIENCE_S, until
+
 __all__ = ["RedisServer", "redis_cluster"]
 
 SLOTS = 16_384
-START_S = 20
 
 
 class RedisServer:
@@ -71,7 +72,7 @@ class RedisServer:
             client.close()
         if self._process.poll() is None:
             self._process.kill()  # nothing of it is kept
-        self._process.wait()
+        self._process.wait(PATIENCE_S)
         shutil.rmtree(self.directory, ignore_errors=True)
 
     @property
@@ -84,7 +85,7 @@ class RedisServer:
         return self._clients[-1]
 
     def _wait_until_it_answers(self) -> None:
-        deadline = time.monotonic() + START_S
+        deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
                 self.client().ping()
@@ -113,11 +114,7 @@ def redis_cluster(nodes: int = 3) -> Iterator[list[RedisServer]]:
         for server in servers[1:]:
             bus = int(server.client().config_get("cluster-port")["cluster-port"])
             servers[0].client().execute_command("CLUSTER MEET", "127.0.0.1", server.port, bus)
-        deadline = time.monotonic() + START_S
-        while not all(_sees_whole_cluster(server, nodes) for server in servers):
-            if time.monotonic() > deadline:
-                raise RuntimeError("the cluster did not form")
-            time.sleep(0.05)
+        until(lambda: all(_sees_whole_cluster(server, nodes) for server in servers))
         yield servers
 
 

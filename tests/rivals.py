@@ -20,11 +20,11 @@ from online.lookup.reader import VersionReader
 from pipelines.contracts.workspace import Workspace
 from tests.crash import require_served
 from tests.releases import FeastRepository
+from tests.waiting import PATIENCE_S
 
 __all__ = ["applying", "declaring", "holding", "materializing", "publishing", "race", "retiring"]
 
 JITTER_S = 0.02
-PATIENCE_S = 120
 OUTCOME_CHARS = 300  # all outcomes together fit into a pipe that nobody reads yet
 
 Work = Callable[..., AbstractContextManager[Any]]

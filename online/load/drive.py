@@ -6,26 +6,22 @@ moment when the request was due; the requests that a stall holds up all show it.
 """
 
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from tqdm import tqdm
 
-__all__ = ["Begin", "Clock", "Send", "Sleep", "drive"]
+from online.clock import CLOCK, Clock
 
-Clock = Callable[[], float]
-"""Seconds, as `time.perf_counter`."""
-
-Sleep = Callable[[float], Any]
+__all__ = ["Begin", "Send", "drive"]
 
 Begin = Callable[[], float]
-"""Call once, when the request is ready to be sent: returns the moment, by the drive's
-clock, that its latency counts from."""
+"""Call once, when the request is ready to be sent: returns the moment, by the drive's clock, from which its latency
+counts."""
 
 Send = Callable[[int, np.random.Generator, Begin], None]
 """Makes request `number` from the thread's random generator, calls `begin`, and sends it."""
@@ -45,10 +41,10 @@ class _Pace(Protocol):
 
 class _Closed:
     def __init__(self, enough: Callable[[int, float], bool], clock: Clock) -> None:
-        self._enough, self._sent, self._clock, self._began = enough, count(), clock, clock()
+        self._enough, self._sent, self._clock, self._began = enough, count(), clock, clock.now()
 
     def begin(self) -> float:
-        now = self._clock()
+        now = self._clock.now()
         if self._enough(next(self._sent), now - self._began):
             raise _Ended
         return now
@@ -62,13 +58,12 @@ class _Poisson:
     """
 
     def __init__(
-        self, rate: float, seed: int, enough: Callable[[int, float], bool], ended: Callable[[], bool], clock: Clock,
-        sleep: Sleep,
+        self, rate: float, seed: int, *, enough: Callable[[int, float], bool], ended: Callable[[], bool], clock: Clock
     ) -> None:
         self._mean_gap_s, self._random = 1 / rate, np.random.default_rng([seed, 0xA7])
-        self._enough, self._ended, self._clock, self._sleep = enough, ended, clock, sleep
+        self._enough, self._ended, self._clock = enough, ended, clock
         self._turn, self._arrivals = threading.Lock(), 0
-        self._began = clock()
+        self._began = clock.now()
         self._due_s = self._random.exponential(self._mean_gap_s)
 
     def begin(self) -> float:
@@ -76,8 +71,8 @@ class _Poisson:
             if self._enough(self._arrivals, self._due_s):
                 raise _Ended
             due = self._began + self._due_s
-            while (early_s := due - self._clock()) > 0:
-                self._sleep(min(early_s, NAP_S))
+            while (early_s := due - self._clock.now()) > 0:
+                self._clock.sleep(min(early_s, NAP_S))
                 if early_s > NAP_S and self._ended():
                     raise _Ended
             self._arrivals += 1
@@ -87,8 +82,7 @@ class _Poisson:
 
 def drive(
     send: Send, *, requests: int, seconds: float, concurrency: int, seed: int, rate: float | None = None,
-    until: Path | None = None, stop: threading.Event | None = None, clock: Clock = time.perf_counter,
-    sleep: Sleep = time.sleep,
+    until: Path | None = None, stop: threading.Event | None = None, clock: Clock = CLOCK,
 ) -> float:
     """Send requests from `concurrency` threads until there were enough.
 
@@ -99,7 +93,7 @@ def drive(
             request when its last was answered.
         concurrency: also of an open loop; with too few threads requests are sent late.
         stop: set it to end the drive early.
-        clock, sleep: what arrivals are due by and wait by.
+        clock: what arrivals are due by, and waited for by.
 
     Returns:
         Seconds it took.
@@ -112,7 +106,9 @@ def drive(
     def enough(sent: int, after_s: float) -> bool:
         return ended() or (sent >= requests and after_s >= seconds and (until is None or until.exists()))
 
-    pace: _Pace = _Closed(enough, clock) if rate is None else _Poisson(rate, seed, enough, ended, clock, sleep)
+    pace: _Pace = (
+        _Closed(enough, clock) if rate is None else _Poisson(rate, seed, enough=enough, ended=ended, clock=clock)
+    )
 
     def work(thread: int) -> None:
         random = np.random.default_rng([seed, thread])
@@ -126,7 +122,7 @@ def drive(
             over.set()
             raise
 
-    began = clock()
+    began = clock.now()
     progress = tqdm(total=requests, desc="requests", unit="req", disable=None)
     with progress as bar, ThreadPoolExecutor(concurrency, thread_name_prefix="load") as pool:
         threads = [pool.submit(work, number) for number in range(concurrency)]
@@ -135,4 +131,4 @@ def drive(
                 thread.result()
         finally:
             over.set()
-    return clock() - began
+    return clock.now() - began

@@ -1,7 +1,6 @@
 """Live traffic: rank requests or lookups, every answer recorded, every failure counted, nothing left out."""
 
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from online.load.drive import Begin, Clock, drive
+from online.clock import CLOCK, Clock
+from online.load.drive import Begin, drive
 from online.load.population import Population
 from online.load.recording import NOT_SENT, Failures, Growing, histogram, percentiles
 from online.lookup.client import LookupClient
@@ -38,7 +38,7 @@ _TIMES = {"since_s": (np.float32, ()), "lag_ms": (np.float32, ()), "latency_ms":
 
 
 class Answered(NamedTuple):
-    """An answer, and when its request was due and was sent."""
+    """An answer, and the moments, by the traffic's clock, at which its request was due and was sent."""
 
     answer: Any
     due: float
@@ -63,7 +63,7 @@ class Traffic:
 
     def __init__(
         self, *, deadline_ms: float | None = None, rate: float | None = None,
-        columns: dict[str, tuple[Any, tuple[int, ...]]] | None = None, clock: Clock = time.perf_counter,
+        columns: dict[str, tuple[Any, tuple[int, ...]]] | None = None, clock: Clock = CLOCK,
     ) -> None:
         self._columns = {**_TIMES, **(columns or {})}
         self.answers, self.failures = Growing(self._columns), Failures()
@@ -73,7 +73,7 @@ class Traffic:
     def start(self) -> None:
         """Now is second 0; forgets what was recorded before."""
         self.answers, self.failures = Growing(self._columns), Failures()
-        self.began, self._start = datetime.now(UTC).isoformat(timespec="milliseconds"), self._clock()
+        self.began, self._start = datetime.now(UTC).isoformat(timespec="milliseconds"), self._clock.now()
 
     def ask(self, call: Callable[[], Any], begin: Begin, timeout_s: float) -> Answered | None:
         """Make a request's call when it is due; None: it failed, or was too late to be made, and was recorded as that.
@@ -83,7 +83,7 @@ class Traffic:
             timeout_s: until its client would give up.
         """
         due = begin()
-        sent = self._clock()
+        sent = self._clock.now()
         if sent - due > timeout_s:
             self.fail(NOT_SENT, due, _LATE)
             return None
@@ -94,11 +94,11 @@ class Traffic:
             return None
 
     def fail(self, code: str, due: float, message: str) -> None:
-        """A request that was due at `due` was not answered."""
+        """A request that was due at the moment `due` was not answered."""
         self.failures.append(code, due - self._start, message)
 
     def _times(self, due: float, sent: float) -> dict[str, float]:
-        now = self._clock()
+        now = self._clock.now()
         return {"since_s": due - self._start, "lag_ms": (sent - due) * 1e3, "latency_ms": (now - due) * 1e3}
 
     def figures(self) -> dict[str, Any]:
@@ -157,7 +157,7 @@ class RankTraffic(Traffic):
 
     def __init__(
         self, *, candidates: int = 0, now_seconds: float = 0.0, deadline_ms: float | None = None,
-        rate: float | None = None, clock: Clock = time.perf_counter,
+        rate: float | None = None, clock: Clock = CLOCK,
     ) -> None:
         columns = {
             "user": (np.int64, ()), "candidates": (np.int64, (candidates,)), "name": (np.int32, ()),
@@ -235,8 +235,7 @@ class LookupTraffic(Traffic):
     """Answers of a CPU tier."""
 
     def __init__(
-        self, *, batch: int = 0, deadline_ms: float | None = None, rate: float | None = None,
-        clock: Clock = time.perf_counter,
+        self, *, batch: int = 0, deadline_ms: float | None = None, rate: float | None = None, clock: Clock = CLOCK
     ) -> None:
         super().__init__(deadline_ms=deadline_ms, rate=rate, columns={"found": (np.int32, ())}, clock=clock)
         self.batch = batch
@@ -262,7 +261,7 @@ def rank_traffic(
     targets: str | Sequence[str], population: Population, *, requests: int, seconds: float, concurrency: int,
     candidates: int, now_seconds: float, seed: int, until: Path | None = None, stop: threading.Event | None = None,
     attempts: int = 1, timeout_s: float = 5.0, rate: float | None = None, deadline_ms: float | None = None,
-    security: ClientSecurity | None = None,
+    security: ClientSecurity | None = None, clock: Clock = CLOCK,
 ) -> RankTraffic:
     """Drive rankers; every answer is kept for `online.ranking.verify`.
 
@@ -276,7 +275,9 @@ def rank_traffic(
         deadline_ms: for `goodput_per_s`.
     """
     client = RankClient(targets, timeout_s=timeout_s, attempts=attempts, security=security)
-    traffic = RankTraffic(candidates=candidates, now_seconds=now_seconds, deadline_ms=deadline_ms, rate=rate)
+    traffic = RankTraffic(
+        candidates=candidates, now_seconds=now_seconds, deadline_ms=deadline_ms, rate=rate, clock=clock
+    )
 
     def send(number: int, random: np.random.Generator, begin: Begin) -> None:
         user = int(population.draw("user", 1, random)[0])
@@ -289,7 +290,7 @@ def rank_traffic(
         traffic.start()
         traffic.wall_s = drive(
             send, requests=requests, seconds=seconds, concurrency=concurrency, seed=seed, rate=rate, until=until,
-            stop=stop,
+            stop=stop, clock=clock,
         )
     return traffic
 
@@ -298,7 +299,7 @@ def lookup_traffic(
     targets: Sequence[str], population: Population, *, version: int, table: str, batch: int, requests: int,
     seconds: float, concurrency: int, seed: int, until: Path | None = None, stop: threading.Event | None = None,
     attempts: int = 1, timeout_s: float = 2.0, rate: float | None = None, deadline_ms: float | None = None,
-    security: ClientSecurity | None = None,
+    security: ClientSecurity | None = None, clock: Clock = CLOCK,
 ) -> LookupTraffic:
     """Drive a CPU tier by lookups of `batch` ids of a table, as a client sees them.
 
@@ -309,7 +310,7 @@ def lookup_traffic(
     """
     client = LookupClient(targets, timeout_s=timeout_s, attempts=attempts, security=security)
     entity = table.partition(".")[0]
-    traffic = LookupTraffic(batch=batch, deadline_ms=deadline_ms, rate=rate)
+    traffic = LookupTraffic(batch=batch, deadline_ms=deadline_ms, rate=rate, clock=clock)
 
     def send(number: int, random: np.random.Generator, begin: Begin) -> None:
         ids = population.draw(entity, batch, random)
@@ -319,10 +320,10 @@ def lookup_traffic(
 
     with closing(client):
         warm = min(WARM_REQUESTS, requests)  # pages and connections
-        drive(send, requests=warm, seconds=0.0, concurrency=1, seed=seed + 1, stop=stop)
+        drive(send, requests=warm, seconds=0.0, concurrency=1, seed=seed + 1, stop=stop, clock=clock)
         traffic.start()
         traffic.wall_s = drive(
             send, requests=requests, seconds=seconds, concurrency=concurrency, seed=seed, rate=rate, until=until,
-            stop=stop,
+            stop=stop, clock=clock,
         )
     return traffic

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 ANY_ID = np.zeros(1, np.int64)
 
+WaitFor = Callable[[threading.Condition, Callable[[], bool], float], bool]
+
 
 @dataclass(slots=True, eq=False)
 class HostedVersion:
@@ -90,14 +92,15 @@ class HostedVersions:
         pin: version number -> what holds it from before it is opened until it is unloaded.
         remember: is given what the host holds after every change, before the change returns.
         unload_wait_s: how long `unload` waits for requests under way.
+        wait_for: waits until something holds of what a condition guards, or for so many seconds: does it hold?
     """
 
     def __init__(
         self, open_version: Callable[[int], VersionReader], *,
         pin: Callable[[int], AbstractContextManager] = nullcontext, remember: Callable[[HostState], None] | None = None,
-        unload_wait_s: float = 30.0,
+        unload_wait_s: float = 30.0, wait_for: WaitFor = threading.Condition.wait_for,
     ) -> None:
-        self._open, self._pin, self._unload_wait_s = open_version, pin, unload_wait_s
+        self._open, self._pin, self._unload_wait_s, self._wait_for = open_version, pin, unload_wait_s, wait_for
         self._hosted: dict[int, HostedVersion] = {}
         self.at_hand = False
         self._preferred = 0
@@ -312,7 +315,10 @@ class HostedVersions:
                 Code.STILL_ANSWERING, f"version {version} cannot be unloaded", expected="a drained version",
                 got="one that still answers", remedy="Drain it first.",
             )
-        if not self._changed.wait_for(lambda: not hosted.in_flight or not hosted.draining, self._unload_wait_s):
+        def unused() -> bool:
+            return not hosted.in_flight or not hosted.draining
+
+        if not self._wait_for(self._changed, unused, self._unload_wait_s):
             raise RpcError(
                 Code.IN_FLIGHT, f"version {version} cannot be unloaded", expected="no request that holds it",
                 got=f"{hosted.in_flight} after {self._unload_wait_s:g} s", remedy="Try again.",

@@ -12,26 +12,23 @@ Changes reach all workers or are refused. A worker that starts is told by its pa
 it holds that. A pipe from the parent tells a worker that its parent is gone, however it went.
 """
 
-import json
 import logging
 import os
 import shutil
 import socket
-import subprocess
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from online.clock import CLOCK, Clock
 from online.host_state import HostState
 from online.lookup.worker import FOLDER_PREFIX
+from online.lookup.worker_process import DEFAULT_WATCH, Watch, WorkerProcess
 from online.observe.metrics import WORKERS_DIRECTORY
 from online.proto import admin_pb2, admin_pb2_grpc
 from online.rpc.guard import Call
@@ -44,16 +41,10 @@ __all__ = ["Workers", "WorkersAdminService", "merged", "reserve_port"]
 logger = logging.getLogger(__name__)
 
 GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)  # what a call to a worker that ends comes to
-LONGEST_S = 3600.0  # that a load may take, and a start
 STATUS_S = 5.0
-POLL_S = 0.25
-WATCH_S, MISSED = 5.0, 3
-"""A worker is asked so often whether it is there, and has as long again to say so; after so many times in a row that it
-did not, it is taken to hang. Once alone may be a pause of the whole machine."""
-PAUSES_S = (0.1, 5.0)  # before a worker that did not start is started again: at first, at most
 
 
-def reserve_port(host: str, port: int, *, patience_s: float = 2.0) -> socket.socket:
+def reserve_port(host: str, port: int, *, patience_s: float = 2.0, clock: Clock = CLOCK) -> socket.socket:
     """Take a port for workers to share, where nobody listens yet; hold it as long as the socket is open.
 
     Args:
@@ -67,10 +58,10 @@ def reserve_port(host: str, port: int, *, patience_s: float = 2.0) -> socket.soc
         family, kind, _, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
     except socket.gaierror as error:
         raise InvalidConfig(
-            f"cannot listen on {host} for lookup", expected="an address of this host", got=str(error),
+            f"cannot listen on {host} for lookup", expected="an address of this machine", got=str(error),
             remedy="Correct --host.",
         ) from error
-    until = time.monotonic() + patience_s
+    until = clock.now() + patience_s
     while True:
         held = socket.socket(family, kind)
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -78,11 +69,11 @@ def reserve_port(host: str, port: int, *, patience_s: float = 2.0) -> socket.soc
             held.bind(address)
         except OSError as error:
             held.close()
-            if time.monotonic() < until:
-                time.sleep(0.05)
+            if clock.now() < until:
+                clock.sleep(0.05)
                 continue
             raise InvalidConfig(
-                f"cannot listen on {host}:{port} for lookup", expected="a port that is free on this host",
+                f"cannot listen on {host}:{port} for lookup", expected="a port that is free on this machine",
                 got=str(error), remedy="Stop what uses it, give another port, or 0 for any free one.",
             ) from error
         # Only now: bound with it, the port could be one that somebody else shares in the same way.
@@ -100,6 +91,7 @@ class Workers:
         whole: whether to refuse to start without one of these versions.
         remember: is given what the host holds after every change, before the change returns.
         count_in_files: whether the workers count their metrics where this process can add them up.
+        watch: how their ends and their silence are noticed.
 
     Attributes:
         metrics_folder: where they do, else None.
@@ -107,7 +99,7 @@ class Workers:
 
     def __init__(
         self, command: Sequence[str], count: int, *, state: HostState, whole: bool,
-        remember: Callable[[HostState], None] | None = None, count_in_files: bool = False,
+        remember: Callable[[HostState], None] | None = None, count_in_files: bool = False, watch: Watch = DEFAULT_WATCH,
     ) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))  # 0700: other users cannot direct the workers
         self.metrics_folder = self._folder / "metrics" if count_in_files else None
@@ -116,9 +108,10 @@ class Workers:
             self.metrics_folder.mkdir()
             environment[WORKERS_DIRECTORY] = str(self.metrics_folder)
         self._workers = [
-            _Worker(number, command, self._folder / f"{number}.sock", environment) for number in range(count)
+            WorkerProcess(number, command, self._folder / f"{number}.sock", environment, watch)
+            for number in range(count)
         ]
-        self._state, self._whole, self._remember = state, whole, remember
+        self._state, self._whole, self._remember, self._watch = state, whole, remember, watch
         self._changing = threading.Lock()  # held while what the host holds changes, or a worker becomes that
         self._stopping = threading.Event()
 
@@ -152,16 +145,16 @@ class Workers:
             if self._whole and self._remember:
                 self._remember(self._state)
         for worker in self._workers:
-            threading.Thread(target=self._watch, args=(worker,), name=f"watch-{worker.number}", daemon=True).start()
+            threading.Thread(target=self._keep_up, args=(worker,), name=f"watch-{worker.number}", daemon=True).start()
 
     def stop(self) -> None:
         """Have all end as after SIGTERM: what is under way is answered; returns when they are gone."""
         self._stopping.set()
         for worker in self._workers:
             worker.end()
-        until = time.monotonic() + 2 * STOP_GRACE_S
+        until = CLOCK.now() + 2 * STOP_GRACE_S
         for worker in self._workers:
-            worker.wait_gone(max(until - time.monotonic(), 0.0))
+            worker.wait_gone(max(until - CLOCK.now(), 0.0))
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def change(
@@ -170,10 +163,10 @@ class Workers:
         """Ask all workers for the same; raises the first one's refusal."""
         # Twice, as every change may be repeated. The first takes its time without delaying a worker's restart; the
         # second reaches those that were restarted meanwhile, and is at once done by all others.
-        until = time.monotonic() + timeout_s
+        until = CLOCK.now() + timeout_s
         self._ask(method, request, timeout_s)
         with self._settled(until):
-            answers = self._ask(method, request, max(until - time.monotonic(), 0.001))
+            answers = self._ask(method, request, max(until - CLOCK.now(), 0.001))
             self._state = state_of(answers[0])
             if self._remember:
                 self._remember(self._state)
@@ -182,7 +175,7 @@ class Workers:
     @contextmanager
     def _settled(self, until: float) -> Iterator[None]:
         """No worker is being started and nothing else changes; raises `RpcError` DEADLINE where that lasts too long."""
-        if not self._changing.acquire(timeout=max(until - time.monotonic(), 0.0)):
+        if not self._changing.acquire(timeout=max(until - CLOCK.now(), 0.0)):
             raise RpcError(
                 Code.DEADLINE, "a worker is still being started", expected="all of them in time", got="not all",
                 remedy="Ask again: every change may be repeated.",
@@ -192,8 +185,8 @@ class Workers:
         finally:
             self._changing.release()
 
-    def status(self) -> admin_pb2.CpuTierStatus:
-        return merged(self._ask("Status", admin_pb2.StatusRequest(), STATUS_S))
+    def status(self, timeout_s: float = STATUS_S) -> admin_pb2.CpuTierStatus:
+        return merged(self._ask("Status", admin_pb2.StatusRequest(), timeout_s))
 
     def _ask(self, method: str, request: object, timeout_s: float) -> list[admin_pb2.CpuTierStatus]:
         calls = [
@@ -218,11 +211,11 @@ class Workers:
             )
         return answers
 
-    def _watch(self, worker: "_Worker") -> None:
+    def _keep_up(self, worker: WorkerProcess) -> None:
         """Start another process whenever this worker's has ended."""
-        pause_s, most_s = PAUSES_S
+        pause_s = self._watch.first_pause_s
         while True:
-            status = self._end_of(worker)
+            status = worker.ended(self._stopping)
             worker.answers = False
             if self._stopping.is_set():
                 return
@@ -231,108 +224,11 @@ class Workers:
                 started = worker.start(self._state, True, self._stopping)
             if started:
                 logger.info("worker %d answers again (pid %d)", worker.number, worker.pid)
-                pause_s = PAUSES_S[0]
-            elif self._stopping.wait(pause_s):
+                pause_s = self._watch.first_pause_s
+            elif self._watch.pause(self._stopping, pause_s):
                 return
             else:
-                pause_s = min(2 * pause_s, most_s)
-
-    def _end_of(self, worker: "_Worker") -> int:
-        """Wait for the exit status of a worker's process, which is killed once it hangs: it would keep its callers."""
-        missed = 0
-        while True:
-            try:
-                return worker.process.wait(WATCH_S)
-            except subprocess.TimeoutExpired:
-                there = self._stopping.is_set() or worker.is_there(WATCH_S)
-                missed = 0 if there else missed + 1
-            if missed == MISSED:
-                logger.error("worker %d (pid %d) hangs: killed", worker.number, worker.pid)
-                worker.process.kill()
-
-
-class _Worker:
-    """One place among the workers: a process, and after its end another.
-
-    Attributes:
-        answers: whether it is known to serve.
-    """
-
-    def __init__(self, number: int, command: Sequence[str], socket_path: Path, environment: dict[str, str]) -> None:
-        self.number, self.answers, self._environment = number, False, environment
-        self.process: subprocess.Popen | None = None
-        self.stub: admin_pb2_grpc.CpuTierAdminStub | None = None
-        self._command, self._socket = [*command, str(socket_path)], socket_path
-        self._channel: grpc.Channel | None = None
-        self._spawning = threading.Lock()
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid if self.process else 0
-
-    def start(self, state: HostState, whole: bool, stopping: threading.Event) -> bool:
-        """Start a process that holds `state` and wait until it answers; False if it ended, or all are to stop."""
-        with self._spawning:
-            if stopping.is_set():
-                return False
-            if self.process:
-                with suppress(OSError):  # of what could not be written to it
-                    self.process.stdin.close()
-            self._socket.unlink(missing_ok=True)
-            try:
-                self.process = subprocess.Popen(
-                    self._command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=self._environment,
-                    process_group=0,  # Ctrl-C is for the parent, which ends its workers itself
-                )
-            except OSError as error:  # no memory or no descriptor is left, for the moment
-                logger.error("worker %d cannot be started: %s", self.number, error)
-                return False
-        try:
-            self.process.stdin.write(json.dumps({"state": asdict(state), "whole": whole}).encode() + b"\n")
-            self.process.stdin.flush()  # and stays open: its end tells the worker that this process is gone
-        except BrokenPipeError:
-            return False
-        # The one before is dropped and not closed: somebody may be about to make a call, which then finds nobody there.
-        self._channel = grpc.insecure_channel(
-            f"unix:{self._socket}",
-            options=[("grpc.initial_reconnect_backoff_ms", 50), ("grpc.min_reconnect_backoff_ms", 50),
-                     ("grpc.max_reconnect_backoff_ms", 100)],
-        )  # fmt: skip
-        self.stub = admin_pb2_grpc.CpuTierAdminStub(self._channel)
-        until = time.monotonic() + LONGEST_S
-        while self.process.poll() is None and not stopping.is_set():
-            if self.is_there(POLL_S, wait_for_ready=True):
-                self.answers = True
-                return True
-            if time.monotonic() > until:
-                logger.error("worker %d (pid %d) does not come up: killed", self.number, self.pid)
-                self.process.kill()
-        return False
-
-    def is_there(self, timeout_s: float, *, wait_for_ready: bool = False) -> bool:
-        """Whether it answers, which it does from when it holds what it is to hold, however busy it is with changes."""
-        try:
-            check = health_pb2_grpc.HealthStub(self._channel).Check
-            check(health_pb2.HealthCheckRequest(), timeout=timeout_s, wait_for_ready=wait_for_ready)
-        except (grpc.RpcError, ValueError):  # ValueError: of a channel that is closed
-            return False
-        return True
-
-    def end(self) -> None:
-        with self._spawning:  # none is started after this
-            if self.process:
-                self.process.terminate()
-
-    def wait_gone(self, timeout_s: float) -> None:
-        if self.process:
-            try:
-                self.process.wait(timeout_s)
-            except subprocess.TimeoutExpired:
-                logger.error("worker %d (pid %d) does not stop: killed", self.number, self.process.pid)
-                self.process.kill()
-                self.process.wait()
-        if self._channel:
-            self._channel.close()
+                pause_s = min(2 * pause_s, self._watch.longest_pause_s)
 
 
 def state_of(status: admin_pb2.CpuTierStatus) -> HostState:

@@ -24,7 +24,7 @@ LATENCY_BOUNDS_MS = (
     0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0, 70.0, 100.0, 150.0, 200.0, 300.0, 500.0,
     700.0, 1000.0, 2000.0, 5000.0,
 )  # fmt: skip
-"""Upper bounds of the latency buckets that the rollout controller reads: steps of at most a half up to a second."""
+"""Upper bounds of the latency bins that the rollout controller reads: steps of at most a half up to a second."""
 
 Pinned = Mapping[int, Scorer]
 
@@ -129,11 +129,11 @@ class RunnableModels:
 
     def count_answer(self, version: int, total_ms: float) -> None:
         """A request was answered from this version, `total_ms` after it came."""
-        bucket = bisect_left(LATENCY_BOUNDS_MS, total_ms)
+        latency_bin = bisect_left(LATENCY_BOUNDS_MS, total_ms)
         with self._counting:
             outcomes = self._outcomes[version]
             outcomes.answered += 1
-            outcomes.latency_counts[bucket] += 1
+            outcomes.latency_counts[latency_bin] += 1
 
     def count_failure(self, version: int) -> None:
         """A request failed that had been begun; `version` of its rows, 0 if they had not come."""

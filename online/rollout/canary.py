@@ -3,7 +3,7 @@
 Failures.  A version's failure share is halted on as soon as the lower end of its Wilson interval is above the limit:
            at z = 3, since it is looked at about every second, so that one failure among the first requests does not
            halt it. When the canary is over, the share itself must be within the limit.
-Latency.   The p95 of the time in the ranker, from the counts per bucket (linear within a bucket). Halted on as soon as
+Latency.   The p95 of the time in the ranker, from the counts per bin (linear within a bin). Halted on as soon as
            the lower end of the new version's p95 exceeds the allowed multiple of the upper end of the old one's: order
            statistics by the normal approximation, z = 3. When the canary is over, the estimates are compared. Both are
            of the same time on the same rankers: a new version that makes the old one's requests wait too shows less.
@@ -57,7 +57,7 @@ class CanaryLimits:
 
 @dataclass(frozen=True)
 class Counts:
-    """Requests of one version: how many were answered and failed, and the answered by latency bucket."""
+    """Requests of one version: how many were answered and failed, and the answered by latency bin."""
 
     answered: int = 0
     failed: int = 0
@@ -94,7 +94,7 @@ class Tally:
     Attributes:
         counts: version -> what was counted.
         unversioned: requests that failed before any version was known.
-        bounds_ms: upper bounds of the latency buckets but the last, which is open.
+        bounds_ms: upper bounds of the latency bins but the last, which is open.
         restarts: how many times a ranker was found to count from zero again.
     """
 
@@ -108,7 +108,7 @@ class Tally:
         """Take in what the rankers, by address, count now; the first look at one is what it is counted from.
 
         Raises:
-            InvalidConfig: two rankers count latencies by different buckets.
+            InvalidConfig: two rankers count latencies by different bins.
         """
         for host, answer in rankers.items():
             now = {m.version: Counts(m.answered, m.failed, tuple(m.latency_counts)) for m in answer.models}
@@ -129,7 +129,7 @@ class Tally:
         self.bounds_ms = self.bounds_ms or bounds_ms
         if bounds_ms and bounds_ms != self.bounds_ms:
             raise InvalidConfig(
-                f"latency counts of ranker {host}", expected=f"the buckets of the others, {self.bounds_ms}",
+                f"latency counts of ranker {host}", expected=f"the bins of the others, {self.bounds_ms}",
                 got=str(bounds_ms), remedy="Run the same release on all rankers during a canary.",
             )
 
@@ -165,7 +165,7 @@ def wilson(failed: int, requests: int, z: float = Z) -> tuple[float, float]:
 
 
 def quantile(latency: Sequence[int], bounds_ms: Sequence[float], q: float) -> float:
-    """The time, ms, below which a share `q` of the counted lies: linear within its bucket, infinite in the open one.
+    """The time, ms, below which a share `q` of the counted lies: linear within its bin, infinite in the open one.
 
     >>> quantile([0, 100, 0], [1.0, 2.0], 0.5)
     1.5
@@ -210,7 +210,7 @@ def verdict(tally: Tally, *, old: int, new: int, limits: CanaryLimits, elapsed_s
         if math.isfinite(usual) and slow > allowed * usual:
             return halt(f"version {new} is more than {allowed:g} times as slow")
         if not (math.isfinite(slow) and math.isfinite(usual)):
-            return halt("the rankers' latencies, none or beyond the slowest bucket, do not tell whether it is slower")
+            return halt("the rankers' latencies, none or beyond the slowest bin, do not tell whether it is slower")
         return Verdict(Outcome.PASS, said)
     if not enough and elapsed_s >= GENEROUS * max(limits.seconds, 1.0):
         return halt(f"not {limits.requests} requests of each version within {elapsed_s:.0f} s: too few to tell")

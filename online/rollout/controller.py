@@ -12,16 +12,17 @@ and puts right what a restarted host has lost. Until the old version is retired 
 """
 
 import logging
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from online.clock import CLOCK, Clock
 from online.lookup.reader import VersionReader
 from online.rollout.canary import CanaryLimits, Outcome, Tally, Verdict, verdict
 from online.rollout.fleet import Answers, Fleet, is_away
 from online.rollout.fleet_status import FleetStatus, InvariantViolated
+from online.rollout.host_wait import HostWait
 from online.rollout.plan import Plan, Stage, Step, source_of
 from online.rollout.state import Record, RolloutState, alone, now
 from online.rpc_error import RpcError
@@ -43,7 +44,7 @@ __all__ = ["Rollout", "RolloutHalted"]
 
 logger = logging.getLogger(__name__)
 
-PATIENCE_S, RETRY_S, LOOK_S = 30.0, 0.25, 0.5
+PATIENCE_S, LOOK_S = 30.0, 0.5
 
 _PHASES_BEGUN = {Stage.CANARY: 2, Stage.PROMOTE: 2, Stage.RETIRE: 3}
 """Where a walk that is resumed stands: the pause before the next phase is still to come."""
@@ -63,14 +64,17 @@ class Rollout:
     ...     print(record.step)
     """
 
-    def __init__(self, state: RolloutState, security: "ClientSecurity | None" = None) -> None:
-        self.state, self._security = state, security
+    def __init__(
+        self, state: RolloutState, *, security: "ClientSecurity | None" = None, clock: Clock = CLOCK
+    ) -> None:
+        self.state, self._security, self._clock = state, security, clock
 
     @classmethod
     def begin_or_resume(
         cls, workspace: Workspace, to: int, *, cpu_tiers: Sequence[str], rankers: Sequence[str],
         limits: FreshnessLimits = DEFAULT_LIMITS, canary: CanaryLimits | None = None, change_hosts: bool = False,
         dry: bool = False, patience_s: float = PATIENCE_S, security: "ClientSecurity | None" = None,
+        clock: Clock = CLOCK,
     ) -> "Rollout":
         """Continue the unfinished rollout of this workspace, or plan a new one. Nothing is changed on any host.
 
@@ -97,9 +101,11 @@ class Rollout:
         unfinished = RolloutState.read(path)
         if unfinished is not None and not unfinished.plan.ended:
             hosts = tuple(cpu_tiers), tuple(rankers)
-            return cls(cls._resumed(path, to, hosts, canary, change_hosts=change_hosts, dry=dry), security)
+            state = cls._resumed(path, to, hosts, canary, change_hosts=change_hosts, dry=dry)
+            return cls(state, security=security, clock=clock)
         limits.check(manifest.windows, f"version {to}")
-        fleet = _first_look(cpu_tiers, rankers, patience_s, security)
+        host_wait = HostWait(patience_s, logger.warning, clock)
+        fleet = _first_look(Fleet(cpu_tiers, rankers, security=security), host_wait)
         fleet.check()
         fleet.check_shards()
         _check_manifests(fleet, to, manifest.sha256)
@@ -119,7 +125,7 @@ class Rollout:
                 if (written and written.begun) != (unfinished and unfinished.begun):
                     raise _changed_meanwhile(path)
                 state.write()
-        return cls(state, security)
+        return cls(state, security=security, clock=clock)
 
     @classmethod
     def _resumed(
@@ -149,7 +155,9 @@ class Rollout:
             return state
 
     @classmethod
-    def take_back(cls, workspace: Workspace, *, security: "ClientSecurity | None" = None) -> "Rollout":
+    def take_back(
+        cls, workspace: Workspace, *, security: "ClientSecurity | None" = None, clock: Clock = CLOCK
+    ) -> "Rollout":
         """Turn the unfinished rollout of this workspace round; `walk` then takes it back.
 
         Raises:
@@ -162,7 +170,7 @@ class Rollout:
             state.halted = None  # whoever asks for it is not told that it failed
             state.resumed.append(now())
             state.move_to(state.plan.turned_back())
-        return cls(state, security)
+        return cls(state, security=security, clock=clock)
 
     @classmethod
     def unfinished(cls, workspace: Workspace) -> RolloutState:
@@ -205,7 +213,9 @@ class Rollout:
             self.state = written
             fleet = Fleet(written.plan.cpu_tiers, written.plan.rankers, security=self._security)
             try:
-                yield from _Walk(written, fleet, _Patience(patience_s, say), rollback, say).steps(pause_s)
+                host_wait = HostWait(patience_s, say, self._clock)
+                walk = _Walk(written, fleet, host_wait, rollback=rollback, say=say, clock=self._clock)
+                yield from walk.steps(pause_s)
             finally:
                 fleet.close()
 
@@ -214,10 +224,10 @@ class _Walk:
     """One controller's walk."""
 
     def __init__(
-        self, state: RolloutState, fleet: Fleet, patience: "_Patience", rollback: bool, say: Say
+        self, state: RolloutState, fleet: Fleet, host_wait: HostWait, *, rollback: bool, say: Say, clock: Clock
     ) -> None:
-        self._state, self._fleet, self._retry_policy = state, fleet, patience
-        self._rollback, self._say = rollback, say
+        self._state, self._fleet, self._host_wait = state, fleet, host_wait
+        self._rollback, self._say, self._clock = rollback, say, clock
         self._watch: _Watch | None = None
         self._refused: set[Step] = set()
 
@@ -234,16 +244,16 @@ class _Walk:
                 coming = step.phase if step else {Stage.PROMOTE: 3}.get(state.plan.stage, phase)
                 if phase and coming > phase and not state.plan.turned:
                     phase = coming
-                    time.sleep(pause_s)  # then look again
+                    self._clock.sleep(pause_s)  # then look again
                     continue
                 phase = coming
                 if step:
-                    began = time.perf_counter()
+                    began = self._clock.now()
                     if record := self._take(step, status):
-                        yield record, time.perf_counter() - began
+                        yield record, self._clock.now() - began
                 elif state.plan.stage is not Stage.CANARY or self._canary_passed(answers):
                     state.move_to(state.plan.advanced())
-                self._retry_policy.restored()
+                self._host_wait.restored()
             except RpcError as refusal:
                 self._wait(refusal)
         state.write_timeline()  # kept beside the state, which the next rollout overwrites
@@ -286,17 +296,17 @@ class _Walk:
         if not is_away(refusal):
             raise refusal
         try:
-            self._retry_policy.wait(refusal)
+            self._host_wait.wait(refusal)
         except Unavailable as error:
             if self._state.plan.stage is not Stage.CANARY:
                 raise
-            self._retry_policy.restored()
+            self._host_wait.restored()
             self._halt(str(error.problem))
 
     def _canary_passed(self, answers: Answers) -> bool:
         state = self._state
         if self._watch is None:
-            self._watch = _Watch(state.plan, state.canary)
+            self._watch = _Watch(state.plan, state.canary, self._clock)
             self._say(f"canary: version {state.plan.to} on {state.plan.canary_share:.2%} of the requests")
         result, line = self._watch.look(answers)
         if line:
@@ -304,7 +314,7 @@ class _Walk:
         if result.outcome is Outcome.HALT:
             self._halt(result.reason)
         elif result.outcome is Outcome.WATCH:
-            time.sleep(LOOK_S)
+            self._clock.sleep(LOOK_S)
         return result.outcome is Outcome.PASS
 
     def _halt(self, reason: str) -> None:
@@ -324,15 +334,15 @@ class _Walk:
 class _Watch:
     """A canary under way; begun anew by a controller that resumes."""
 
-    def __init__(self, plan: Plan, limits: CanaryLimits) -> None:
-        self._plan, self._limits, self._tally = plan, limits, Tally()
-        self._began = self._said = time.monotonic()
+    def __init__(self, plan: Plan, limits: CanaryLimits, clock: Clock) -> None:
+        self._plan, self._limits, self._tally, self._clock = plan, limits, Tally(), clock
+        self._began = self._said = clock.now()
 
     def look(self, answers: Answers) -> tuple[Verdict, str | None]:
         """The verdict, and every few seconds a line on how it stands."""
         restarts = self._tally.restarts
         self._tally.look(answers.rankers)
-        moment = time.monotonic()
+        moment = self._clock.now()
         elapsed_s = moment - self._began
         result = verdict(
             self._tally, old=self._plan.source, new=self._plan.to, limits=self._limits, elapsed_s=elapsed_s
@@ -344,35 +354,7 @@ class _Watch:
         return result, f"canary, {elapsed_s:.0f} of {self._limits.seconds:.0f} s: {result.reason}{again}"
 
 
-class _Patience:
-    """How long hosts may be away in one stretch without any progress."""
-
-    def __init__(self, seconds: float, say: Say) -> None:
-        self._seconds, self._say = seconds, say
-        self._since: float | None = None
-
-    def restored(self) -> None:
-        self._since = None
-
-    def wait(self, refusal: RpcError) -> None:
-        """Sleep a moment; raises `Unavailable` when the patience is at its end."""
-        moment = time.monotonic()
-        if self._since is None:
-            self._since = moment
-            self._say(f"waiting up to {self._seconds:g} s: {refusal.problem}")
-        if moment - self._since >= self._seconds:
-            raise Unavailable(
-                f"{refusal.problem}, for {self._seconds:g} s", expected="every host to answer", got=refusal.got,
-                remedy="Start it again, under its name, and run the same command: the rollout goes on where it "
-                "stands. Or go on without it by --change-hosts, or back by --back.",
-            ) from refusal
-        time.sleep(RETRY_S)
-
-
-def _first_look(
-    cpu_tiers: Sequence[str], rankers: Sequence[str], patience_s: float, security: "ClientSecurity | None"
-) -> FleetStatus:
-    fleet, patience = Fleet(cpu_tiers, rankers, security=security), _Patience(patience_s, logger.warning)
+def _first_look(fleet: Fleet, host_wait: HostWait) -> FleetStatus:
     try:
         while True:
             try:
@@ -380,7 +362,7 @@ def _first_look(
             except RpcError as refusal:
                 if not is_away(refusal):
                     raise
-                patience.wait(refusal)
+                host_wait.wait(refusal)
     finally:
         fleet.close()
 

@@ -32,7 +32,7 @@ def view(before: Answers, now: Answers, seconds: float, state: RolloutState | No
         invariant     violations, in words
         unseen        why there may be others, in words; empty if nothing is left unseen
         cpu_tiers     address -> shard, shards, workers, preferred, canary, versions; or error
-        rankers       address -> failed, models with counts and percentiles in ms (None: beyond the slowest bucket's
+        rankers       address -> failed, models with counts and percentiles in ms (None: beyond the slowest bin's
                       bound, or nothing was answered); or error
         traffic       seconds; answered, failed and share by version; failed before any version was known
         rollout       to, source, stage, canary, next step, done and planned steps; or None
@@ -87,7 +87,7 @@ def _ranker(answer: "admin_pb2.RankerStatus | RpcError") -> dict[str, Any]:
     bounds = tuple(answer.latency_bounds_ms)
     return {
         "failed": answer.failed,
-        "slowest_bucket_ms": max(bounds, default=None),
+        "slowest_bin_ms": max(bounds, default=None),
         "models": [
             {
                 "version": m.version, "manifest_sha256": m.manifest_sha256, "device": m.device,
@@ -100,7 +100,7 @@ def _ranker(answer: "admin_pb2.RankerStatus | RpcError") -> dict[str, Any]:
 
 
 def _finite(value: float) -> float | None:
-    """JSON has neither infinity, of the open bucket, nor "nothing was counted"."""
+    """JSON has neither infinity, of the open bin, nor "nothing was counted"."""
     return value if math.isfinite(value) else None
 
 
@@ -199,7 +199,7 @@ def _ranker_rows(shown: Mapping[str, Any]) -> Iterator[list[str]]:
             yield [address, host["error"]]
             continue
         for entry in host["models"]:
-            unknown = f"> {host['slowest_bucket_ms']:g}" if entry["answered"] and host["slowest_bucket_ms"] else "-"
+            unknown = f"> {host['slowest_bin_ms']:g}" if entry["answered"] and host["slowest_bin_ms"] else "-"
             times = [f"{entry[name]:.3g}" if entry[name] else unknown for name in ("p50_ms", "p95_ms")]
             yield [
                 address, str(entry["version"]), entry["device"], f"{entry['answered']:,}", f"{entry['failed']:,}",

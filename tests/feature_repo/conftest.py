@@ -17,8 +17,8 @@ from urllib.request import ProxyHandler, Request, build_opener
 import pytest
 
 from tests.releases import FeastRepository
+from tests.waiting import PATIENCE_S
 
-READY_S = 90
 ATTEMPTS = 3
 OPENER = build_opener(ProxyHandler({}))
 
@@ -45,7 +45,7 @@ class FeastServer:
     @staticmethod
     def _ask(request: Request) -> tuple[int, str]:
         try:
-            with OPENER.open(request, timeout=60) as answer:
+            with OPENER.open(request, timeout=PATIENCE_S) as answer:
                 return answer.status, answer.read().decode()
         except HTTPError as refused:
             with refused:
@@ -55,10 +55,10 @@ class FeastServer:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
-            self.process.wait(timeout=20)
+            self.process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)  # its own group: gunicorn's workers with it
-            self.process.wait()
+            self.process.wait(PATIENCE_S)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def _launch(repository: FeastRepository, home: Path, command: tuple[str, ...]) -
 
 
 def _answers(server: FeastServer, ready: str) -> bool:
-    deadline = time.monotonic() + READY_S
+    deadline = time.monotonic() + PATIENCE_S
     while server.process.poll() is None and time.monotonic() < deadline:
         try:
             if server.get(ready)[0] == 200:

@@ -21,11 +21,11 @@ from online.store import RequestRefused
 from pipelines.publish import publish
 from pipelines.retire import retire
 from tests.releases import AS_OF, DIMS, FeastRepository, entity_ids, published_rows, write_candidate
+from tests.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.slow
 logger = logging.getLogger(__name__)
 
-NOTICED_S = 30  # the server reads the registry anew every second
 STAMP = "2012-01-01T00:00:00"
 EVERY_TIME = {"start_ts": "2010-01-01T00:00:00", "end_ts": "2030-01-01T00:00:00"}
 
@@ -179,7 +179,7 @@ def test_versions_come_and_go_while_it_serves(server: Any, repository: FeastRepo
         return asked
 
     def until(version: int, table: str, status: int) -> Any:
-        deadline = time.monotonic() + NOTICED_S
+        deadline = time.monotonic() + PATIENCE_S
         view, entity = f"{table.replace('.', '_')}__v{version}", table.partition(".")[0]
         ids = entity_ids(entity, 200)[:20].tolist()
         while True:

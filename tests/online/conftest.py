@@ -23,9 +23,9 @@ from online.lookup.reader import VersionReader
 from online.lookup.service import ALL_IDS, CpuTierAdminService, LookupService
 from online.proto import admin_pb2_grpc
 from online.rpc.server import Endpoint
+from tests.waiting import PATIENCE_S
 
 FACET = [sys.executable, "-c", "from pipelines.cli import main; main()"]
-READY_S = 600
 
 
 SLOTS = 16
@@ -55,7 +55,7 @@ class Hosted:
 
     def stop(self) -> None:
         for event in (self.endpoint.stop(), self.admin.stop()):
-            event.wait()
+            event.wait(PATIENCE_S)
 
 
 @pytest.fixture(scope="module")
@@ -133,13 +133,13 @@ class Launched:
         with ThreadPoolExecutor(1) as pool:
             line = pool.submit(self.process.stdout.readline)
             try:
-                self.ready = json.loads(line.result(timeout=READY_S))
+                self.ready = json.loads(line.result(timeout=PATIENCE_S))
             except (TimeoutError, ValueError):
                 self.kill()
                 pytest.fail(f"not ready: {self.errors.read_text()[-2000:]}")
         return self
 
-    def finish(self, timeout_s: float = 60) -> tuple[int, str, str]:
+    def finish(self, timeout_s: float = PATIENCE_S) -> tuple[int, str, str]:
         """Wait for its end: exit status, standard output, standard error."""
         out, _ = self.process.communicate(timeout=timeout_s)
         return self.process.returncode, out, self.errors.read_text()
@@ -147,14 +147,14 @@ class Launched:
     def kill(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
-        self.process.wait()
+        self.process.wait(PATIENCE_S)
 
     def stop(self) -> int:
         """SIGTERM, then wait; its exit status."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
-            return self.process.wait(timeout=20)
+            return self.process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             self.kill()
             return self.process.returncode

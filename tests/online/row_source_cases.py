@@ -1,9 +1,9 @@
 """What every source of rows must do for a ranker. Each implementation inherits the cases and says how it is made."""
 
-import time
 import zlib
 from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from online.lookup.hosted import HostedVersions
 from online.lookup.row_source import RowSource, VersionRows
 from online.rpc_error import Code, RpcError
 from tests.releases import DIMS, FeastRepository, published_rows
+from tests.waiting import until
 
 __all__ = ["RowSourceCases"]
 
@@ -145,14 +146,26 @@ class RowSourceCases(ABC):
 
     def test_threads_get_one_version_each_while_hosts_are_promoted_one_by_one(self) -> None:
         ids = {table: np.array([*self.truth(1, table)][:30]) for table in ("user.kge", "item.kge")}
+        answers: list[VersionRows] = []
+
+        def read() -> None:
+            for _ in range(40):
+                answers.append(self.read(VERSIONS, ids))
+
         with ThreadPoolExecutor(3) as pool:
-            reading = [pool.submit(lambda: [self.read(VERSIONS, ids) for _ in range(40)]) for _ in range(3)]
+            reading = [pool.submit(read) for _ in range(3)]
+
+            def moved_on(before: int) -> bool:
+                return len(answers) > before or all(future.done() for future in reading)
+
             while not all(future.done() for future in reading):
                 for version in (2, 1):
                     for hosted in self.hosts:
                         hosted.promote(version)
-                        time.sleep(0.001)
-            answers = [answer for future in reading for answer in future.result()]
+                        until(partial(moved_on, len(answers)))
+            for future in reading:
+                future.result()
+        assert len(answers) == 120
         for answer in answers[:: 5]:
             self.check(answer, ids)
         wanted = {

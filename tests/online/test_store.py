@@ -1,6 +1,7 @@
 import asyncio
 import json
 import logging
+import re
 import subprocess
 import sys
 import threading
@@ -23,7 +24,9 @@ from online.store import FacetOnlineStore, RequestRefused
 from pipelines.contracts.errors import IntegrityError, VersionNotFound
 from pipelines.contracts.segment import Segment
 from tests.cases import RowReaderCases
+from tests.fleet import free_ports
 from tests.releases import AS_OF, FeastRepository, entity_ids, published_rows
+from tests.waiting import PATIENCE_S
 
 
 def view_name(version: int, table: str) -> str:
@@ -349,6 +352,42 @@ def test_vector_search_is_refused_for_rows_and_left_to_the_stock_store_for_other
             search(features=["item_context:events_7d"], query=[0.0], top_k=3)
 
 
+COUNTED = """
+import sys
+from urllib.error import URLError
+from urllib.request import ProxyHandler, build_opener
+from feast import FeatureStore
+from feast.metrics import start_metrics_server
+from tests.waiting import until
+
+path, port, known = sys.argv[1], int(sys.argv[2]), [int(word) for word in sys.argv[3:]]
+store, told = FeatureStore(path), []
+start_metrics_server(store, port, start_resource_monitoring=False, start_freshness_monitoring=False)
+for ids in (known, [-1, known[0]], [-2, -3, -4, -5]):
+    store.get_online_features(features=["item_kge__v1:row"], entity_rows={"item": ids})
+
+def scraped():
+    try:
+        told[:] = [build_opener(ProxyHandler({})).open(f"http://127.0.0.1:{port}/metrics").read().decode()]
+    except URLError:
+        return False
+    return True
+
+until(scraped)
+print(told[0])
+"""
+
+
+def test_feasts_metrics_count_ids_with_a_row_and_without(workspace_with_versions: FeastRepository) -> None:
+    known = entity_ids("item", 200)[:7].tolist()
+    words = [str(workspace_with_versions.path), str(free_ports(1)[0]), *map(str, known)]
+    ran = subprocess.run(
+        [sys.executable, "-c", COUNTED, *words], capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+    )
+    counts = dict(re.findall(r'^feast_online_features_status_total\{.*status="(\w+)".*\} ([0-9.]+)$', ran.stdout, re.M))
+    assert {status: float(count) for status, count in counts.items()} == {"present": 8, "not_found": 5}, ran.stderr
+
+
 def test_many_awaited_reads_of_all_kinds_at_once(workspace_with_versions: FeastRepository) -> None:
     store = workspace_with_versions.store()
     users, items = (entity_ids(entity, 200)[:30].tolist() for entity in ("user", "item"))
@@ -372,7 +411,7 @@ def test_a_version_being_opened_keeps_nobody_waiting_who_reads_another(
     def open_slowly(directory: Path, **options) -> Segment:
         opened.append(directory)
         if directory.parent.name == "2":
-            assert hashed.wait(timeout=60)
+            assert hashed.wait(PATIENCE_S)
         return open_segment(directory, **options)
 
     monkeypatch.setattr(Segment, "open", open_slowly)
@@ -385,13 +424,13 @@ def test_a_version_being_opened_keeps_nobody_waiting_who_reads_another(
     async def scenario() -> None:
         waiting = [asyncio.create_task(read(2)) for _ in range(64)]
         try:
-            assert await asyncio.wait_for(read(1), timeout=30) == expected[1]
+            assert await asyncio.wait_for(read(1), PATIENCE_S) == expected[1]
             assert not any(task.done() for task in waiting)
         finally:
             hashed.set()
         assert await asyncio.gather(*waiting) == [expected[2]] * 64
 
-    asyncio.run(scenario())
+    asyncio.run(asyncio.wait_for(scenario(), PATIENCE_S))
     assert len(opened) == 2
 
 
@@ -403,7 +442,7 @@ def test_a_client_that_goes_away_takes_nothing_from_those_who_wait_for_the_same_
     user, expected = int(entity_ids("user", 200)[0]), published_rows(own_workspace.workspace, 2, "user.kge")[1][0]
 
     def open_slowly(directory: Path, **options) -> Segment:
-        assert hashed.wait(timeout=60)
+        assert hashed.wait(PATIENCE_S)
         return open_segment(directory, **options)
 
     monkeypatch.setattr(Segment, "open", open_slowly)
@@ -423,7 +462,7 @@ def test_a_client_that_goes_away_takes_nothing_from_those_who_wait_for_the_same_
         assert not reads[2].cancelled()
         return reads[2].result().to_dict()["row"]
 
-    assert asyncio.run(scenario()) == [expected.tobytes()]
+    assert asyncio.run(asyncio.wait_for(scenario(), PATIENCE_S)) == [expected.tobytes()]
 
 
 def test_a_slow_context_store_keeps_no_embedding_waiting(
@@ -434,7 +473,7 @@ def test_a_slow_context_store_keeps_no_embedding_waiting(
     read_sqlite = SqliteOnlineStore.online_read
 
     def read_slowly(*arguments, **named):
-        assert answered.wait(timeout=60)
+        assert answered.wait(PATIENCE_S)
         return read_sqlite(*arguments, **named)
 
     monkeypatch.setattr(SqliteOnlineStore, "online_read", read_slowly)
@@ -446,12 +485,12 @@ def test_a_slow_context_store_keeps_no_embedding_waiting(
     async def scenario() -> list:
         waiting = [asyncio.create_task(read("item_context:events_7d")) for _ in range(64)]
         try:
-            assert await asyncio.wait_for(read("item_kge__v1:row"), timeout=30) == expected
+            assert await asyncio.wait_for(read("item_kge__v1:row"), PATIENCE_S) == expected
         finally:
             answered.set()
         return await asyncio.gather(*waiting)
 
-    assert asyncio.run(scenario()) == [[10.0]] * 64
+    assert asyncio.run(asyncio.wait_for(scenario(), PATIENCE_S)) == [[10.0]] * 64
 
 
 def test_rows_written_into_a_context_view_at_the_same_time_all_arrive(own_workspace: FeastRepository) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from online.load.recording import BLOCK_ROWS, Failures, Growing, histogram, percentiles
+from tests.waiting import joined
 
 
 @pytest.mark.parametrize("rows", [0, 1, BLOCK_ROWS, 2 * BLOCK_ROWS + 1])
@@ -27,8 +28,7 @@ def test_rows_of_many_threads_stay_whole() -> None:
     threads = [threading.Thread(target=append, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    joined(*threads)
     assert (growing.column("a") == -growing.column("b")).all()
     assert sorted(growing.column("a").tolist()) == list(range(20_000))
 

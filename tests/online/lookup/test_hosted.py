@@ -3,6 +3,8 @@
 import logging
 import threading
 import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from online.lookup.hosted import HostedVersions
 from online.lookup.reader import VersionReader
 from online.rpc_error import Code, RpcError
 from pipelines.contracts.errors import Unavailable, VersionNotFound
+from tests.waiting import PATIENCE_S, joined
 
 CANARY_ID = next(name for name in map(str, range(100)) if zlib.crc32(name.encode()) < 2**28)
 OTHER_ID = next(name for name in map(str, range(100)) if zlib.crc32(name.encode()) >= 2**31)
@@ -27,7 +30,7 @@ def opened(workspace_with_versions):
 
 @pytest.fixture
 def hosted(opened) -> HostedVersions:
-    hosted = HostedVersions(opened.__getitem__, unload_wait_s=0.2)
+    hosted = HostedVersions(opened.__getitem__, unload_wait_s=0.0)
     hosted.load(1)
     return hosted
 
@@ -73,17 +76,44 @@ class TestChanges:
     def test_the_last_version_cannot_be_drained(self, hosted) -> None:
         assert refused(hosted.drain, 1) is Code.LAST_VERSION and answering(hosted) == 1
 
-    def test_unloading_needs_a_drain_and_waits_for_requests_under_way(self, hosted) -> None:
+    def test_unloading_needs_a_drain_and_no_request_under_way(self, hosted) -> None:
         hosted.load(2)
         assert refused(hosted.unload, 1) is Code.STILL_ANSWERING
         with hosted.answering_from([1]) as held:
             hosted.drain(1)
             assert refused(hosted.unload, 1) is Code.IN_FLIGHT
             assert held.reader.lookup("item.kge", np.array([1]))[0].shape == (1, 10)
-            unloading = threading.Thread(target=hosted.unload, args=(1,))
-            unloading.start()
-        unloading.join(5)
+        hosted.unload(1)
         assert [entry.version for entry in hosted.status().versions] == [2]
+
+    @pytest.mark.parametrize("loaded_again", [False, True])
+    def test_unloading_waits_for_requests_under_way_or_for_another_loading(self, opened, loaded_again) -> None:
+        waits, outcomes = threading.Event(), []
+
+        def wait_for(changed: threading.Condition, unused: Callable[[], bool], seconds: float) -> bool:
+            waits.set()
+            return changed.wait_for(unused, seconds)
+
+        def unload() -> None:
+            try:
+                outcomes.append(hosted.unload(1))
+            except RpcError as refusal:
+                outcomes.append(refusal.code)
+
+        hosted = HostedVersions(opened.__getitem__, unload_wait_s=PATIENCE_S, wait_for=wait_for)
+        hosted.load(1)
+        hosted.load(2)
+        unloading = threading.Thread(target=unload)
+        with hosted.answering_from([1]):
+            hosted.drain(1)
+            unloading.start()
+            assert waits.wait(PATIENCE_S)
+            if loaded_again:
+                hosted.load(1)
+                joined(unloading)
+        joined(unloading)
+        assert outcomes == [Code.VERSION_NOT_LOADED if loaded_again else None]
+        assert [entry.version for entry in hosted.status().versions] == ([1, 2] if loaded_again else [2])
 
     def test_every_change_may_be_repeated(self, hosted) -> None:
         for change, arguments in [("load", (2,)), ("promote", (2, 0.1)), ("promote", (2,)), ("drain", (1,)),
@@ -99,17 +129,17 @@ class TestChanges:
         def slowly(version: int) -> VersionReader:
             if version == 2:
                 began.set()
-                assert go_on.wait(10)
+                assert go_on.wait(PATIENCE_S)
             return opened[version]
 
         hosted = HostedVersions(slowly)
         hosted.load(1)
         loading = threading.Thread(target=hosted.load, args=(2,))
         loading.start()
-        assert began.wait(5)
+        assert began.wait(PATIENCE_S)
         assert answering(hosted) == 1
         go_on.set()
-        loading.join(5)
+        joined(loading)
         assert answering(hosted, [2]) == 2
 
     def test_a_request_that_fails_is_no_answer(self, hosted) -> None:
@@ -218,6 +248,36 @@ class TestMemory:
             self.without(opened, 2).restore(HostState((1, 2), (1,), 2))
         with pytest.raises(VersionNotFound):
             self.without(opened, 2).restore(HostState((1, 2), preferred=1), whole=True)
+
+
+def test_a_version_is_pinned_from_before_it_is_opened_until_after_it_is_let_go(opened) -> None:
+    """Else it could be retired in between, and its files be gone from under whoever opens them."""
+    happened: list[str] = []
+
+    @contextmanager
+    def pin(version: int) -> Iterator[None]:
+        happened.append(f"pin {version}")
+        yield
+        happened.append(f"release {version}")
+
+    def open_version(version: int) -> VersionReader:
+        happened.append(f"open {version}")
+        if version == 3:
+            raise VersionNotFound("version 3", expected="it", got="it was retired", remedy="None.")
+        return opened[version]
+
+    hosted = HostedVersions(open_version, pin=pin)
+    for version in (1, 2):
+        hosted.load(version)
+    with pytest.raises(VersionNotFound):
+        hosted.load(3)
+    assert happened == ["pin 1", "open 1", "pin 2", "open 2", "pin 3", "open 3", "release 3"]
+    hosted.drain(1)
+    hosted.unload(1)
+    hosted.unload(1)
+    assert happened[7:] == ["release 1"]
+    hosted.close()
+    assert happened[8:] == ["release 2"]
 
 
 def test_a_version_whose_rows_cannot_be_read_never_answers(opened, monkeypatch) -> None:

@@ -16,7 +16,7 @@ from online.observe import metrics
 from online.observe.collectors import sources
 from pipelines.contracts.errors import InvalidConfig
 from tests.online.observe.scrapes import read, samples
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, joined, until
 
 LABELS = {
     "facet_requests_total": {"service", "code"},
@@ -65,7 +65,7 @@ def run(script: str, directory: Path | None = None, *, wait: bool = True) -> sub
         [sys.executable, "-c", script], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     if wait:
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 0 and out.endswith("done\n")
         process.out = out.removesuffix("done\n")
     else:
@@ -212,8 +212,7 @@ def test_many_threads_lose_no_count(endpoint) -> None:
     threads = [threading.Thread(target=count) for _ in range(8)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    joined(*threads)
     found = samples(read(endpoint()))
     assert found["facet_rows_asked_total", ("table", "threads.test")] == 8 * 2000 * 3
 
@@ -232,7 +231,7 @@ def test_workers_are_added_up_and_the_dead_keep_their_counts_but_not_their_gauge
         pids = {dict(key[1:])["pid"] for key in found if key[0] == "process_open_fds"}
         assert pids == {str(os.getpid()), str(first.pid), str(second.pid)}
         second.kill()
-        second.wait()
+        second.wait(PATIENCE_S)
         for restart in range(3):
             found = samples(read(port))
             assert (found[requests], found[in_flight], found[state]) == (2 + restart, 2, 1)
@@ -244,7 +243,7 @@ def test_workers_are_added_up_and_the_dead_keep_their_counts_but_not_their_gauge
     finally:
         for process in (first, second):
             process.kill()
-            process.wait()
+            process.wait(PATIENCE_S)
 
 
 def test_a_real_host_with_workers_exports_their_sum(workspace_with_versions, launch) -> None:

@@ -17,6 +17,7 @@ from online.observe import metrics, request_log
 from online.observe.request_log import JsonFormatter, LimitedRate, ServedRequest, current_request
 from online.rpc_error import Code, RpcError
 from pipelines.contracts.errors import IntegrityError
+from tests.waiting import PATIENCE_S, joined
 
 OVERLOADED = RpcError(Code.OVERLOADED, "request", expected="a free slot", got="none", remedy="Ask later.")
 
@@ -205,14 +206,14 @@ def test_every_line_of_a_request_names_it_in_its_own_thread_only(log) -> None:
         with ServedRequest("lookup", "mine"):
             logging.getLogger("feast.online").warning("slow store", extra={"table": "item.kge"})
             inside.set()
-            done.wait(10)
+            assert done.wait(PATIENCE_S)
 
     thread = threading.Thread(target=serve)
     thread.start()
-    inside.wait(10)
+    assert inside.wait(PATIENCE_S)
     logging.getLogger("other").warning("elsewhere")
     done.set()
-    thread.join()
+    joined(thread)
     mine, elsewhere = lines(log)
     assert mine["request_id"] == "mine" and mine["table"] == "item.kge"
     assert "request_id" not in elsewhere

@@ -1,7 +1,6 @@
 """Combining: every caller gets its own item's result, whoever worked on it and with whatever else."""
 
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -9,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from online.ranking.batcher import Batcher
+from tests.waiting import PATIENCE_S, until
 
 
 class Unfit(Exception):
@@ -27,19 +27,18 @@ def test_items_that_come_meanwhile_are_worked_on_together_up_to_the_limit() -> N
     def work(items: list[int]) -> list[int]:
         batches.append(items)
         begun.set()
-        assert go_on.wait(10)
+        assert go_on.wait(PATIENCE_S)
         return [10 * item for item in items]
 
     combined = Batcher(work, max_size=6, size=lambda item: item)
     with ThreadPoolExecutor(8) as pool:
         answers = [pool.submit(combined.submit, 1)]
-        assert begun.wait(10)
+        assert begun.wait(PATIENCE_S)
         for position, item in enumerate((2, 3, 1, 9, 4)):
             answers.append(pool.submit(combined.submit, item))
-            while len(combined._waiting) <= position:  # so that they wait in this order
-                time.sleep(0.001)
+            until(lambda position=position: len(combined._waiting) > position)  # so that they wait in this order
         go_on.set()
-        assert [answer.result(10) for answer in answers] == [10, 20, 30, 10, 90, 40]
+        assert [answer.result(PATIENCE_S) for answer in answers] == [10, 20, 30, 10, 90, 40]
     assert batches == [[1], [2, 3, 1], [9], [4]], "an item above the limit goes alone, and nothing overtakes it"
 
 
@@ -91,7 +90,7 @@ def test_whoever_waits_is_not_left_behind_when_the_leader_is_torn_down() -> None
     def work(items: list[str]) -> list[str]:
         if items == ["first"]:
             begun.set()
-            assert go_on.wait(10)
+            assert go_on.wait(PATIENCE_S)
         if "killer" in items:
             raise TornDown
         return items
@@ -99,14 +98,13 @@ def test_whoever_waits_is_not_left_behind_when_the_leader_is_torn_down() -> None
     combined = Batcher(work)
     with ThreadPoolExecutor(3) as pool:
         first = pool.submit(combined.submit, "first")
-        assert begun.wait(10)
+        assert begun.wait(PATIENCE_S)
         others = []
         for item in ("killer", "beside it"):
             others.append(pool.submit(combined.submit, item))
-            while len(combined._waiting) < len(others):
-                time.sleep(0.001)
+            until(lambda: len(combined._waiting) == len(others))
         go_on.set()
-        assert first.result(10) == "first"
-        assert isinstance(others[0].exception(10), TornDown)
-        assert "was stopped" in str(others[1].exception(10))
+        assert first.result(PATIENCE_S) == "first"
+        assert isinstance(others[0].exception(PATIENCE_S), TornDown)
+        assert "was stopped" in str(others[1].exception(PATIENCE_S))
     assert combined.submit("next") == "next"

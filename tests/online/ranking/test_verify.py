@@ -5,10 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
+from online.ranking.client import RankClient
 from online.ranking.context_source import FeastContext
 from online.ranking.verify import Answers, OfflineVersion, verify
 from pipelines.contracts.context import CONTEXT_FEATURES, context_matrix
-from tests.releases import AS_OF, entity_ids
+from tests.releases import AS_OF, DIMS, entity_ids, float_rows
+from tests.waiting import PATIENCE_S
 
 NOW = AS_OF.timestamp() + 3600.0
 CANDIDATES = 5
@@ -44,6 +46,38 @@ def test_right_answers_pass_and_are_distinguishable(workspace_with_versions, con
     verdict = verify(workspace_with_versions.workspace, answers, context)
     assert (verdict.checked, verdict.mixed_version, verdict.distinguishable) == (20, 0, 20)
     assert verdict.max_difference <= 1e-5
+
+
+@pytest.mark.parametrize("table", DIMS)
+def test_offline_rows_are_what_was_quantized(workspace_with_versions, table) -> None:
+    offline = OfflineVersion(workspace_with_versions.workspace, 2)
+    spec, ids = offline.manifest.table(table), entity_ids(table.partition(".")[0], 200)
+    rows, truth = offline.rows(spec, ids[::-1]), float_rows(table, 200, seed=2)[::-1]
+    step = (truth.max(axis=1) - truth.min(axis=1)) / 15  # of four bits
+    assert (np.abs(rows - truth) <= 0.55 * step[:, None]).all()
+    strangers = offline.rows(spec, np.array([-1, -2]))
+    assert (strangers[0] == strangers[1]).all() and not (rows == strangers[0]).all(axis=1).any()
+
+
+def test_answers_of_a_real_ranker_are_right(workspace_with_versions, context, host_cpu_tier, host_ranker) -> None:
+    """Which looks rows up in segments and scores them by other code; each version answers once."""
+    workspace, items = workspace_with_versions.workspace, np.append(entity_ids("item", 200)[:4], -9)
+    tier = host_cpu_tier(workspace, (1, 2))
+    ranker = host_ranker(workspace_with_versions, [tier.address], (1, 2), timeout_s=PATIENCE_S)
+    client = RankClient(ranker.address, timeout_s=PATIENCE_S)
+    user, answered = int(entity_ids("user", 200)[3]), []
+    for version in (1, 2):
+        tier.state.promote(version)
+        answered.append(client.rank(user, items, now_seconds=NOW))
+    client.close()
+    pairs = 2 * len(items)
+    verdict = verify(workspace, Answers(
+        request=np.repeat([0, 1], len(items)), users=np.full(pairs, user), items=np.tile(items, 2),
+        now_seconds=np.full(pairs, NOW), scores=np.concatenate([answer.scores for answer in answered]),
+        version=np.array([1, 2]), manifest_sha256=[answer.manifest_sha256 for answer in answered],
+    ), context)
+    assert [answer.version for answer in answered] == [1, 2]
+    assert (verdict.checked, verdict.mixed_version, verdict.distinguishable) == (2, 0, 2)
 
 
 def test_an_answer_of_the_other_version_is_counted(workspace_with_versions, context, answers) -> None:

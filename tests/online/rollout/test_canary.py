@@ -4,7 +4,8 @@ import dataclasses
 import json
 import math
 import threading
-import time
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -19,13 +20,15 @@ from online.rollout.canary import CanaryLimits, Counts, Outcome, Tally, p95_rang
 from online.rollout.controller import Rollout, RolloutHalted
 from online.rpc_error import RpcError
 from pipelines.contracts.errors import InvalidConfig, Unavailable, VersionConflict
+from pipelines.contracts.workspace import Workspace
+from tests.waiting import PATIENCE_S, FakeClock, joined, until
 
 BOUNDS = (1.0, 2.0, 4.0, 8.0, 16.0)
 LIMITS = CanaryLimits(0.1, seconds=60, requests=200, max_failures=0.01, max_slower=1.5)
 
 
-def counted(answered: int, failed: int = 0, *, bucket: int = 1) -> Counts:
-    return Counts(answered, failed, tuple(answered * (i == bucket) for i in range(len(BOUNDS) + 1)))
+def counted(answered: int, failed: int = 0, *, bin_: int = 1) -> Counts:
+    return Counts(answered, failed, tuple(answered * (i == bin_) for i in range(len(BOUNDS) + 1)))
 
 
 def judged(old: Counts, new: Counts, *, unversioned: int = 0, elapsed_s: float = 61.0, limits=LIMITS):
@@ -44,6 +47,10 @@ def test_too_few_requests_halt_it_in_the_end() -> None:
     result = judged(counted(2000), counted(3), elapsed_s=600)
     assert result.outcome is Outcome.HALT and "too few to tell" in result.reason
     assert "version 2: 3 requests" in result.reason
+    assert judged(counted(2000), counted(3), elapsed_s=599).outcome is Outcome.WATCH
+    at_once = dataclasses.replace(LIMITS, seconds=0)  # requests have ten seconds even so
+    assert judged(counted(2000), counted(3), elapsed_s=9.9, limits=at_once).outcome is Outcome.WATCH
+    assert judged(counted(2000), counted(3), elapsed_s=10, limits=at_once).outcome is Outcome.HALT
 
 
 @pytest.mark.parametrize(
@@ -52,7 +59,7 @@ def test_too_few_requests_halt_it_in_the_end() -> None:
         (counted(200, 2), 61, Outcome.PASS),  # 0.99 %
         (counted(200, 3), 61, Outcome.HALT),
         (counted(200, 3), 30, Outcome.WATCH),  # over the limit, but not surely
-        (counted(0, 1), 1, Outcome.HALT) if wilson(1, 1)[0] > 0.01 else (counted(0, 1), 1, Outcome.WATCH),
+        (counted(0, 1), 1, Outcome.HALT),  # surely at least 10 %
         (counted(10, 1), 1, Outcome.WATCH),
         (counted(10, 10), 1, Outcome.HALT),
     ],
@@ -72,32 +79,33 @@ def test_failures_before_any_version_was_known_are_held_against_it() -> None:
     assert judged(counted(2000), counted(200), unversioned=2).outcome is Outcome.PASS
     result = judged(counted(2000), counted(200), unversioned=3)
     assert result.outcome is Outcome.HALT and "3 failed before any version was known" in result.reason
+    assert judged(counted(2000), counted(298), unversioned=3).outcome is Outcome.PASS  # 3 of 301 requests
     # every other one of its few, which are hardly any of all
     assert judged(counted(39_600), counted(200), unversioned=200, elapsed_s=5).outcome is Outcome.HALT
     assert judged(counted(2000), counted(199, 1), unversioned=2).outcome is Outcome.HALT
 
 
-def test_latencies_beyond_the_slowest_bucket_do_not_pass_it() -> None:
+def test_latencies_beyond_the_slowest_bin_do_not_pass_it() -> None:
     slow = len(BOUNDS)
-    result = judged(counted(2000, bucket=slow), counted(200, bucket=slow))
+    result = judged(counted(2000, bin_=slow), counted(200, bin_=slow))
     assert result.outcome is Outcome.HALT and "do not tell" in result.reason
-    assert judged(counted(2000), counted(200, bucket=slow)).outcome is Outcome.HALT
-    assert judged(counted(2000, bucket=slow), counted(200)).outcome is Outcome.HALT
+    assert judged(counted(2000), counted(200, bin_=slow)).outcome is Outcome.HALT
+    assert judged(counted(2000, bin_=slow), counted(200)).outcome is Outcome.HALT
 
 
 @pytest.mark.parametrize(
-    ("bucket", "answered", "elapsed_s", "outcome"),
+    ("bin_", "answered", "elapsed_s", "outcome"),
     [
         (1, 200, 61, Outcome.PASS),
         (2, 200, 61, Outcome.HALT),  # 3.9 ms for 1.95 ms
         (2, 3, 5, Outcome.HALT),  # nearly all of the old one's lie below 2 ms, all of these above it
-        (5, 200, 61, Outcome.HALT),  # beyond all buckets
+        (5, 200, 61, Outcome.HALT),  # beyond all bins
         (0, 200, 61, Outcome.PASS),  # faster
     ],
 )
-def test_slowness(bucket, answered, elapsed_s, outcome) -> None:
-    new = counted(answered, bucket=bucket)
-    # 5 of 2,000 lie in the next bucket: what the tail is like does not matter.
+def test_slowness(bin_, answered, elapsed_s, outcome) -> None:
+    new = counted(answered, bin_=bin_)
+    # 5 of 2,000 lie in the next bin: what the tail is like does not matter.
     old = Counts(2000, 0, (0, 1995, 5, 0, 0, 0))
     result = judged(old, new, elapsed_s=elapsed_s, limits=dataclasses.replace(LIMITS, max_slower=1.02))
     assert result.outcome is outcome, result
@@ -105,7 +113,7 @@ def test_slowness(bucket, answered, elapsed_s, outcome) -> None:
 
 def test_rankers_that_count_no_latencies_cannot_pass_it() -> None:
     result = judged(Counts(2000), Counts(200))
-    assert result.outcome is Outcome.HALT and "none or beyond the slowest bucket" in result.reason
+    assert result.outcome is Outcome.HALT and "none or beyond the slowest bin" in result.reason
 
 
 @pytest.mark.parametrize(
@@ -130,8 +138,8 @@ def test_a_verdict_keeps_its_promises(old, new, unversioned, elapsed_s) -> None:
         assert elapsed_s >= LIMITS.seconds and min(old.requests, new.requests) >= LIMITS.requests
         assert new.failed + unversioned <= LIMITS.max_failures * (new.requests + unversioned)
         assert not quantile(new.latency, BOUNDS, 0.95) > LIMITS.max_slower * quantile(old.latency, BOUNDS, 0.95)
-    if result.outcome is Outcome.WATCH:
-        assert elapsed_s < 10 * LIMITS.seconds or min(old.requests, new.requests) >= LIMITS.requests
+    if result.outcome is Outcome.WATCH and min(old.requests, new.requests) < LIMITS.requests:
+        assert elapsed_s < 10 * LIMITS.seconds
     if new.failed == new.requests >= 20:
         assert result.outcome is Outcome.HALT
 
@@ -170,9 +178,9 @@ def ranker(failed: int = 0, **versions: Counts) -> RankerStatus:
 def test_a_tally_counts_what_came_since_over_all_rankers() -> None:
     tally = Tally()
     tally.look({"a": ranker(5, v1=counted(100, 7)), "b": ranker(v1=counted(50))})
-    assert (tally.counts, tally.unversioned) == ({}, 0) or tally.of(1) == Counts()
-    tally.look({"a": ranker(6, v1=counted(110, 8)), "b": ranker(v1=counted(53), v2=counted(2, bucket=3))})
-    assert (tally.of(1), tally.of(2), tally.unversioned) == (counted(13, 1), counted(2, bucket=3), 1)
+    assert (tally.of(1), tally.unversioned) == (Counts(), 0)
+    tally.look({"a": ranker(6, v1=counted(110, 8)), "b": ranker(v1=counted(53), v2=counted(2, bin_=3))})
+    assert (tally.of(1), tally.of(2), tally.unversioned) == (counted(13, 1), counted(2, bin_=3), 1)
     assert tally.restarts == 0
 
 
@@ -185,7 +193,29 @@ def test_a_tally_notices_a_ranker_that_counts_from_zero_again() -> None:
     assert (tally.of(1), tally.of(2), tally.unversioned, tally.restarts) == (counted(30), counted(1), 1, 1)
 
 
-def test_rankers_of_different_buckets_are_not_added_up() -> None:
+@pytest.mark.parametrize("again", [
+    ranker(4, v1=counted(200, 0)), ranker(0, v1=counted(200, 3)), ranker(4, v1=counted(99, 3)),
+    ranker(4, v1=Counts(200, 3, (0, 99, 101, 0, 0, 0))), ranker(4, v1=counted(200, 3, bin_=2)),
+], ids=["failed", "unversioned", "answered", "latency", "latencies"])  # fmt: skip
+def test_any_number_that_falls_is_a_restart_and_all_are_counted_from_zero(again) -> None:
+    tally = Tally()
+    tally.look({"a": ranker(1, v1=counted(100, 1))})
+    tally.look({"a": ranker(3, v1=counted(100, 2))})
+    tally.look({"a": again})
+    counts = again.models[0]
+    assert tally.restarts == 1 and tally.unversioned == 2 + again.failed
+    assert (tally.of(1).answered, tally.of(1).failed) == (counts.answered, 1 + counts.failed)
+
+
+def test_a_ranker_that_loads_or_unloads_a_version_was_not_restarted() -> None:
+    tally = Tally()
+    tally.look({"a": ranker(v1=counted(100))})
+    tally.look({"a": ranker(v1=counted(101), v2=counted(1))})
+    tally.look({"a": ranker(v2=counted(4))})
+    assert (tally.of(1), tally.of(2), tally.restarts) == (counted(1), counted(4), 0)
+
+
+def test_rankers_of_different_bins_are_not_added_up() -> None:
     with pytest.raises(InvalidConfig, match="same release"):
         Tally().look({"a": ranker(), "b": RankerStatus(latency_bounds_ms=[1.0, 3.0])})
 
@@ -193,79 +223,96 @@ def test_rankers_of_different_buckets_are_not_added_up() -> None:
 # Whole canaries.
 
 
-class Worse(torch.nn.Module):
-    """An upper model that takes its time, or fails."""
+class Failing(torch.nn.Module):
+    """An upper model that fails."""
 
-    def __init__(self, model: torch.nn.Module, how: str) -> None:
+    def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
-        self.model, self.how, self.config = model, how, model.config
+        self.config = model.config
 
     def forward(self, *inputs):
-        if self.how == "fails":
-            raise RuntimeError("a defect of this model")
-        time.sleep(0.05)
-        return self.model(*inputs)
+        raise RuntimeError("a defect of this model")
+
+
+class Tried(NamedTuple):
+    """The hosts of a rollout, with requests coming in all the time, some of them in every sleep of its controller."""
+
+    workspace: Workspace
+    tier: Any
+    ranker: Any
+    clock: FakeClock
+
+
+SLOW_MS, USUAL_MS = 50.0, 2.0
+REQUESTS_PER_SLEEP = 20
 
 
 @pytest.fixture
 def under_traffic(own_workspace, host_cpu_tier, host_ranker, monkeypatch):
-    """Call with how version 2 is worse, if it is: the rollout's hosts, with requests coming in all the time."""
-    stop = threading.Event()
+    """Call with how version 2 is worse, if it is. What the ranker takes for an answer is not measured but said here."""
+    stop, sent = threading.Event(), []
     threads: list[threading.Thread] = []
 
-    def ask(address: str, number: int) -> None:
+    def ask(address: str) -> None:
         client = RankClient(address)
-        sent = 0
         while not stop.is_set():
-            try:
-                client.rank(1, np.array([1, 2]), request_id=f"{number}-{sent}")
-            except RpcError:
-                time.sleep(0.001)
-            sent += 1
+            with suppress(RpcError):
+                client.rank(1, np.array([1, 2]), request_id=f"0-{len(sent)}")
+            sent.append(1)
         client.close()
 
-    def start(worse: str | None = None):
+    def some_requests() -> None:
+        before = len(sent)
+        until(lambda: len(sent) >= before + REQUESTS_PER_SLEEP)
+
+    def start(worse: str | None = None) -> Tried:
         workspace = own_workspace.workspace
         tier = host_cpu_tier(workspace, (1,))
         ranker = host_ranker(own_workspace, [tier.address], (1,))
-        if worse:
-            def load(version: int) -> Scorer:
-                scorer = Scorer.load(workspace, version, device="cpu")
-                return dataclasses.replace(scorer, model=Worse(scorer.model, worse)) if version == 2 else scorer
+        count = ranker.state.count_answer
 
-            monkeypatch.setattr(ranker.state, "_load_scorer", load)
-        # One caller: beside others, requests of the old version would wait for the slow ones of the new.
-        threads.append(threading.Thread(target=ask, args=(ranker.address, 0)))
+        def count_answer(version: int, total_ms: float) -> None:
+            assert total_ms > 0
+            count(version, SLOW_MS if (version, worse) == (2, "slow") else USUAL_MS)
+
+        def load(version: int) -> Scorer:
+            scorer = Scorer.load(workspace, version, device="cpu")
+            fails = (version, worse) == (2, "fails")
+            return dataclasses.replace(scorer, model=Failing(scorer.model)) if fails else scorer
+
+        monkeypatch.setattr(ranker.state, "count_answer", count_answer)
+        monkeypatch.setattr(ranker.state, "_load_scorer", load)
+        threads.append(threading.Thread(target=ask, args=(ranker.address,), name="traffic"))
         threads[-1].start()
-        return workspace, tier, ranker
+        return Tried(workspace, tier, ranker, FakeClock(meanwhile=some_requests))
 
     yield start
     stop.set()
-    for thread in threads:
-        thread.join()
+    joined(*threads)
 
 
-def begin(fleet, **limits) -> Rollout:
-    workspace, tier, ranker = fleet
-    canary = CanaryLimits(0.3, **{"seconds": 0.2, "requests": 20, "max_slower": 3.0} | limits)
-    return Rollout.begin_or_resume(
-        workspace, 2, cpu_tiers=[tier.admin_address], rankers=[ranker.admin_address], canary=canary
-    )
+def begin(fleet: Tried, **limits) -> Rollout:
+    canary = CanaryLimits(0.3, **{"seconds": 5.0, "requests": 20, "max_slower": 3.0} | limits)
+    hosts = {"cpu_tiers": [fleet.tier.admin_address], "rankers": [fleet.ranker.admin_address]}
+    return Rollout.begin_or_resume(fleet.workspace, 2, **hosts, canary=canary, clock=fleet.clock)
 
 
-def held(fleet) -> tuple[list[int], int, list[int]]:
-    _, tier, ranker = fleet
-    status = tier.state.status()
-    return [entry.version for entry in status.versions], status.preferred, sorted(ranker.state.pin())
+def held(fleet: Tried) -> tuple[list[int], int, list[int]]:
+    status = fleet.tier.state.status()
+    return [entry.version for entry in status.versions], status.preferred, sorted(fleet.ranker.state.pin())
 
 
-def test_a_canary_that_is_as_good_is_promoted(under_traffic) -> None:
+def test_a_canary_that_is_as_good_is_promoted_when_its_time_is_over(under_traffic) -> None:
     fleet = under_traffic()
     said: list[str] = []
-    actions = [record.step.action for record, _ in begin(fleet, max_slower=100.0).walk(say=said.append)]
-    assert actions == ["load", "load", "canary", "promote", "drain", "unload", "unload"]
+    steps = begin(fleet).walk(say=said.append)
+    began = fleet.clock.now()
+    actions = [(record.step.action, fleet.clock.now() - began) for record, _ in steps]
+    assert [action for action, _ in actions] == ["load", "load", "canary", "promote", "drain", "unload", "unload"]
+    assert actions[2][1] == 0 and actions[3][1] >= 5.0
     assert held(fleet) == ([2], 2, [2])
     assert "30.00% of the requests" in said[0] and "version 2: " in said[-1]
+    assert 3 <= len(said) <= 5, "a line every two seconds, and the last"
 
 
 @pytest.mark.parametrize(("worse", "reason"), [("fails", "of its requests failed"), ("slow", "times as slow")])
@@ -287,40 +334,40 @@ def test_a_canary_that_is_worse_can_be_left_as_it_is(under_traffic) -> None:
     fleet = under_traffic("fails")
     with pytest.raises(RolloutHalted, match="facet rollout --back"):
         list(begin(fleet).walk(rollback=False))
-    assert held(fleet) == ([1, 2], 1, [1, 2]) and fleet[1].state.status().canary == 2
-    assert len(list(Rollout.take_back(fleet[0]).walk())) == 4
+    assert held(fleet) == ([1, 2], 1, [1, 2]) and fleet.tier.state.status().canary == 2
+    assert len(list(Rollout.take_back(fleet.workspace).walk())) == 4
     assert held(fleet) == ([1], 1, [1])
 
 
 def test_a_host_that_goes_away_in_the_canary_halts_it(under_traffic) -> None:
     fleet = under_traffic()
-    walk = begin(fleet, seconds=60.0).walk(patience_s=0.2)
+    walk = begin(fleet, seconds=60.0).walk(patience_s=1.0)
     for _ in range(3):
         next(walk)
-    fleet[1].admin.stop().wait()
+    fleet.tier.admin.stop().wait(PATIENCE_S)
     with pytest.raises(Unavailable, match="did not answer"):
         list(walk)
-    state = Rollout.unfinished(fleet[0])
+    state = Rollout.unfinished(fleet.workspace)
     assert state.plan.turned and "did not answer" in state.halted  # it goes on backwards when the host is there again
 
 
 def test_a_controller_that_dies_in_the_canary_begins_it_anew(under_traffic) -> None:
     fleet = under_traffic()
-    walk = begin(fleet, seconds=0.0, requests=1, max_slower=1e6).walk()
+    walk = begin(fleet).walk()
     for _ in range(3):
         next(walk)
     walk.close()
-    assert fleet[1].state.status().canary == 2
+    assert fleet.tier.state.status().canary == 2
     with pytest.raises(VersionConflict, match="CanaryLimits"):  # other limits than it was begun with
-        begin(fleet)
-    workspace, tier, ranker = fleet
-    walk = Rollout.begin_or_resume(workspace, 2, cpu_tiers=[tier.admin_address], rankers=[ranker.admin_address]).walk()
+        begin(fleet, requests=21)
+    hosts = {"cpu_tiers": [fleet.tier.admin_address], "rankers": [fleet.ranker.admin_address]}
+    walk = Rollout.begin_or_resume(fleet.workspace, 2, **hosts, clock=fleet.clock).walk()
     assert [record.step.action for record, _ in walk] == ["promote", "drain", "unload", "unload"]
-    assert held(fleet) == ([2], 2, [2])
+    assert held(fleet) == ([2], 2, [2]) and sum(fleet.clock.slept) >= 5.0, "all of its time again"
 
 
 def test_a_canary_needs_a_version_to_be_compared_with(own_workspace, host_cpu_tier, host_ranker) -> None:
     tier = host_cpu_tier(own_workspace.workspace, (2,))
-    fleet = own_workspace.workspace, tier, host_ranker(own_workspace, [tier.address], (2,))
+    ranker = host_ranker(own_workspace, [tier.address], (2,))
     with pytest.raises(InvalidConfig, match="to compare the new one with"):
-        begin(fleet)
+        begin(Tried(own_workspace.workspace, tier, ranker, FakeClock()))

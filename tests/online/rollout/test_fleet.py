@@ -7,6 +7,7 @@ from online.rollout.fleet import Answers, Fleet, is_away
 from online.rollout.fleet_status import CpuHost, FleetStatus
 from online.rollout.plan import Step
 from online.rpc_error import Code, RpcError
+from tests.waiting import PATIENCE_S
 
 
 def test_answers_become_a_status() -> None:
@@ -54,7 +55,7 @@ def test_steps_on_a_real_cpu_host(own_workspace, host_cpu_tier) -> None:
         with pytest.raises(RpcError) as refused:
             fleet.run(Step(3, "drain", "cpu-tier", host.admin_address, 1))
         assert refused.value.code is Code.LAST_VERSION and not is_away(refused.value)
-        host.admin.stop().wait()
+        host.admin.stop().wait(PATIENCE_S)
         with pytest.raises(RpcError) as refused:
             fleet.run(Step(2, "load", "cpu-tier", host.admin_address, 2))
         assert is_away(refused.value)

@@ -1,7 +1,6 @@
 """Who may talk to a server: TLS, mutual TLS, tokens, roles, limits; and that nothing secret is ever written down."""
 
 import logging
-import time
 
 import grpc
 import pytest
@@ -326,13 +325,6 @@ def test_limits_are_kept(serve) -> None:
     assert 8 * 1000 < Limits().for_ids(1000).request_bytes < 1 << 20
 
 
-def test_no_call_fails_when_connections_end_by_age_or_idleness(serve) -> None:
-    address, _ = serve(None, age_s=0.1, idle_s=0.02)
-    with open_channel(address) as channel:
-        stub = lookup_pb2_grpc.LookupStub(channel)
-        for number in range(30):
-            assert stub.Lookup(lookup_pb2.LookupRequest(), timeout=TIMEOUT_S).version == 7
-            time.sleep(0.005 * (number % 10))
 
 
 def test_connections_are_bounded(serve) -> None:
