@@ -48,7 +48,7 @@ class Limits:
     streams: int = 256
     handshake_s: float = 10.0
     message_s: float = 10.0
-    call_s: float = 60.0
+    call_s: float = 300.0
     unread_bytes: int = 32 << 20
     all_unread_bytes: int = 256 << 20
     idle_s: float = 600.0

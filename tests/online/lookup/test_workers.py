@@ -109,7 +109,7 @@ def test_a_host_with_workers_from_start_to_stop(own_workspace, launch) -> None:
     with open_channel(host.port("admin")) as channel, Traffic(host.port("lookup")) as traffic:
         admin = admin_pb2_grpc.CpuTierAdminStub(channel)
         # a change reaches all before it is answered
-        promoted = admin.Promote(admin_pb2.VersionRequest(version=2), timeout=WAIT_S)
+        promoted = admin.Promote(admin_pb2.VersionRequest(version=2), timeout=PATIENCE_S)
         assert (promoted.preferred, promoted.workers) == (2, 2)
         assert set(traffic.more()[4:]) == {2}
         with pytest.raises(grpc.RpcError) as caught:
@@ -119,7 +119,7 @@ def test_a_host_with_workers_from_start_to_stop(own_workspace, launch) -> None:
         for pid in workers:
             os.kill(pid, signal.SIGKILL)
             until(lambda pid=pid: pid not in descendants(host.process.pid))
-            until(lambda: admin.Status(admin_pb2.StatusRequest(), timeout=WAIT_S).workers == 2)
+            until(lambda: admin.Status(admin_pb2.StatusRequest(), timeout=PATIENCE_S).workers == 2)
         assert not {first, second} & set(descendants(host.process.pid))
         assert set(traffic.more()) == {2} and not traffic.failures
         # a change while a worker is away waits for it
@@ -127,8 +127,8 @@ def test_a_host_with_workers_from_start_to_stop(own_workspace, launch) -> None:
         for change in (admin.Drain, admin.Unload):
             change(admin_pb2.VersionRequest(version=1), timeout=PATIENCE_S)
         assert {2} == set(traffic.more()) and not traffic.failures
-        until(lambda: admin.Status(admin_pb2.StatusRequest(), timeout=WAIT_S).workers == 2)
-        assert [entry.version for entry in admin.Status(admin_pb2.StatusRequest(), timeout=WAIT_S).versions] == [2]
+        until(lambda: admin.Status(admin_pb2.StatusRequest(), timeout=PATIENCE_S).workers == 2)
+        assert [entry.version for entry in admin.Status(admin_pb2.StatusRequest(), timeout=PATIENCE_S).versions] == [2]
 
     # killed, the parent takes its workers along; started again with other --versions, the host is what it was
     workers = descendants(host.process.pid)
@@ -153,12 +153,12 @@ def test_a_named_host_of_one_process_comes_back_as_what_it_was(own_workspace, la
     host = launch(own_workspace.workspace, *words).wait_ready()
     with open_channel(host.port("admin")) as channel:
         admin = admin_pb2_grpc.CpuTierAdminStub(channel)
-        admin.Load(admin_pb2.VersionRequest(version=2), timeout=WAIT_S)
-        admin.Promote(admin_pb2.VersionRequest(version=2, share=0.25), timeout=WAIT_S)
+        admin.Load(admin_pb2.VersionRequest(version=2), timeout=PATIENCE_S)
+        admin.Promote(admin_pb2.VersionRequest(version=2, share=0.25), timeout=PATIENCE_S)
     host.kill()
     host = launch(own_workspace.workspace, *words).wait_ready()
     with open_channel(host.port("admin")) as channel:
-        status = admin_pb2_grpc.CpuTierAdminStub(channel).Status(admin_pb2.StatusRequest(), timeout=WAIT_S)
+        status = admin_pb2_grpc.CpuTierAdminStub(channel).Status(admin_pb2.StatusRequest(), timeout=PATIENCE_S)
     assert (status.preferred, status.canary, status.canary_share, status.workers) == (1, 2, 0.25, 1)
     assert [entry.version for entry in status.versions] == [1, 2]
 
