@@ -121,7 +121,7 @@ class Said(grpc.RpcError):
         return self.metadata
 
 
-@pytest.mark.parametrize("versions", ["\u0661", "\xff", b"1", b"\xff", "9" * 10**6, "1\n"])
+@pytest.mark.parametrize("versions", ["\u0661", "1\u0661", "\xff", b"1", b"\xff", "9" * 10**6, "1\n"])
 def test_versions_of_no_header_are_a_typed_error(versions) -> None:
     refusal = rpc_error_from(Said(KNOWN, ("facet-versions", versions)), "the server")
     assert (refusal.code, refusal.versions) == (Code.INTERNAL, ()) and len(str(refusal)) < 500

@@ -87,6 +87,7 @@ def test_a_cpu_host_that_cannot_be_right_is_refused(says, alter, problem) -> Non
         (lambda a: a.latency_bounds_ms.insert(0, 9.0), "ascending"),
         (lambda a: a.latency_bounds_ms.append(float("inf")), "finite"),
         (lambda a: a.latency_bounds_ms.append(float("nan")), "finite"),
+        (lambda a: a.latency_bounds_ms.insert(0, -1.0), "ascending"),
         (lambda a: a.models[0].latency_counts.append(1), "3 latency counts"),
         (lambda a: setattr(a.models[0], "device", "cpu\n"), "device"),
         (lambda a: setattr(a.models[0], "device", "x" * 65), "device"),

@@ -68,6 +68,18 @@ def test_a_few_requests_are_always_sent() -> None:
     assert [throttle.rejects() for _ in range(8)] == [False] * 4 + [True] * 4
 
 
+def test_what_is_accepted_now_outweighs_requests_of_before() -> None:
+    now = 0.0
+    throttle = Throttle(lambda: now, lambda: 0.0)
+    throttle.overloaded()
+    for _ in range(100):
+        throttle.rejects()
+    now = 1.0  # two windows later 101 requests count as 13.7
+    for _ in range(9):
+        throttle.accepted()
+    assert not throttle.rejects()
+
+
 @given(st.lists(st.sampled_from(["rejects", "accepted", "overloaded"]) | st.floats(0, 1e6), max_size=60))
 def test_whatever_happens_it_ends(events) -> None:
     now = 0.0
