@@ -3,10 +3,13 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import NoReturn
 
 import grpc
 
-__all__ = ["grpc_server"]
+from online.rpc_error import CODE_KEY, VERSIONS_KEY, RpcError
+
+__all__ = ["end_by", "grpc_server"]
 
 THREADS = 8
 
@@ -27,3 +30,11 @@ def grpc_server(add: Callable[[grpc.Server], None], *, threads: int = THREADS) -
         yield f"127.0.0.1:{port}"
     finally:
         server.stop(0).wait()
+
+
+def end_by(context: grpc.ServicerContext, error: RpcError) -> NoReturn:
+    """End a call as our servers do, by an error's status and trailing metadata."""
+    context.set_trailing_metadata(
+        ((CODE_KEY, error.code.name), (VERSIONS_KEY, ",".join(map(str, error.versions))))
+    )
+    context.abort(error.status, str(error))

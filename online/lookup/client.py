@@ -59,7 +59,7 @@ class LookupClient:
 
     Args:
         targets: `host:port`, each with all rows, or `index/count=host:port`; several of the same part are replicas.
-        timeout_s: for a request, attempts included; at most the 60 s that servers allow.
+        timeout_s: for a request, attempts included; at most the five minutes that servers allow.
         attempts: how often one request is sent to the replicas of a shard at most.
         connections: to every host; more than one where several workers share its port.
 

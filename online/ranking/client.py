@@ -62,7 +62,7 @@ class RankClient:
 
     Args:
         targets: `host:port`, one or several.
-        timeout_s: for a request, attempts included; at most the 60 s that servers allow.
+        timeout_s: for a request, attempts included; at most the five minutes that servers allow.
         attempts: how often a request is sent at most.
 
     Raises:

@@ -7,12 +7,15 @@ import grpc.aio
 from online.rpc_error import Code, RpcError
 from pipelines.contracts.errors import InvalidConfig
 
-__all__ = ["Limits"]
+__all__ = ["MAX_DEADLINE_S", "Limits"]
 
 ENVELOPE_BYTES = 64 << 10
 """Of a request beside its ids: names of tables, accepted versions, a request id."""
 
 SPACIOUS = 2
+
+MAX_DEADLINE_S = 300.0
+"""Of a lookup or a rank request: clients keep to what servers allow."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Limits:
     streams: int = 256
     handshake_s: float = 10.0
     message_s: float = 10.0
-    call_s: float = 300.0
+    call_s: float = MAX_DEADLINE_S
     unread_bytes: int = 32 << 20
     all_unread_bytes: int = 256 << 20
     idle_s: float = 600.0

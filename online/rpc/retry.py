@@ -9,25 +9,24 @@ from typing import Any, NoReturn, Self
 import grpc
 
 from online.printable import printable
+from online.rpc.limits import MAX_DEADLINE_S
 from online.rpc.replicas import Replica, Replicas
 from online.rpc.unary import StartedCall
 from online.rpc_error import CODE_KEY, Code, rpc_error_from
 from pipelines.contracts.errors import InvalidConfig
 
-__all__ = ["MAX_TIMEOUT_S", "RetryPolicy", "RetryingCall", "checked_timeout_s"]
+__all__ = ["RetryPolicy", "RetryingCall", "checked_timeout_s"]
 
 logger = logging.getLogger(__name__)
 
-MAX_TIMEOUT_S = 60.0
-"""Servers refuse lookups and rank requests with a longer deadline."""
 MIN_TIMEOUT_S = 0.001  # the shortest that gRPC does not take for a deadline that has passed
 
 
 def checked_timeout_s(timeout_s: float) -> float:
     """The timeout of a client's requests; raises `InvalidConfig` if servers would refuse it."""
-    if not 0 < timeout_s <= MAX_TIMEOUT_S:
+    if not 0 < timeout_s <= MAX_DEADLINE_S:
         raise InvalidConfig(
-            "timeout of a request", expected=f"seconds above 0, at most {MAX_TIMEOUT_S:g}", got=f"{timeout_s:g}",
+            "timeout of a request", expected=f"seconds above 0, at most {MAX_DEADLINE_S:g}", got=f"{timeout_s:g}",
             remedy="Choose another.",
         )
     return timeout_s

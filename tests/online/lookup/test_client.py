@@ -16,9 +16,9 @@ from online.lookup.hosted import HostedVersions
 from online.lookup.shards import Shard, shard_of
 from online.proto import lookup_pb2_grpc
 from online.proto.lookup_pb2 import LookupRequest, LookupResponse, TableRows
-from online.rpc_error import Code, RpcError, abort
+from online.rpc_error import Code, RpcError
 from pipelines.contracts.errors import InvalidConfig
-from tests.grpc_server import grpc_server
+from tests.grpc_server import end_by, grpc_server
 from tests.online.row_source_cases import RowSourceCases
 from tests.releases import FeastRepository, published_rows
 from tests.waiting import until
@@ -102,7 +102,7 @@ class Host(lookup_pb2_grpc.LookupServicer):
         self.shards.append((request.shard.index, request.shard.count))
         if self.refuses:
             refusal = RpcError(self.refuses, "no", expected="-", got="-", remedy="-", versions=(2,))
-            abort(context, refusal)
+            end_by(context, refusal)
         sizes = {table.name: len(table.ids) // 8 for table in request.tables}
         answer = LookupResponse(
             version=request.accepted_versions[0], manifest_sha256="ab" * 32,

@@ -10,9 +10,9 @@ import pytest
 
 from online.proto import rank_pb2, rank_pb2_grpc
 from online.ranking.client import RankClient
-from online.rpc_error import Code, RpcError, errors_to_status
+from online.rpc_error import Code, RpcError
 from pipelines.contracts.errors import InvalidConfig
-from tests.grpc_server import grpc_server
+from tests.grpc_server import end_by, grpc_server
 
 ITEMS = np.arange(3)
 
@@ -25,16 +25,15 @@ class Ranker(rank_pb2_grpc.RankServicer):
 
     def Rank(self, request: rank_pb2.RankRequest, context: Any) -> rank_pb2.RankResponse:
         self.asked.append(request.request_id)
-        with errors_to_status(context, request.request_id):
-            if self.refusals:
-                raise RpcError(self.refusals.pop(0), "no", expected="-", got="-", remedy="-")
-            count = len(request.candidates) // 8
-            answer = rank_pb2.RankResponse(
-                version=1, manifest_sha256="ab" * 32, tasks=["t"], scores=np.full(count, 0.5, "<f4").tobytes(),
-                found=[rank_pb2.TableFound(table="item.kge", ids=4, found=3)], timing=rank_pb2.Timing(total_ms=2.5),
-            )
-            self.alter(answer)
-            return answer
+        if self.refusals:
+            end_by(context, RpcError(self.refusals.pop(0), "no", expected="-", got="-", remedy="-"))
+        count = len(request.candidates) // 8
+        answer = rank_pb2.RankResponse(
+            version=1, manifest_sha256="ab" * 32, tasks=["t"], scores=np.full(count, 0.5, "<f4").tobytes(),
+            found=[rank_pb2.TableFound(table="item.kge", ids=4, found=3)], timing=rank_pb2.Timing(total_ms=2.5),
+        )
+        self.alter(answer)
+        return answer
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from online.ranking.client import RankClient
 from online.rpc.replicas import EJECTION_S, Replicas
 from online.rpc.retry import RetryingCall, RetryPolicy
 from online.rpc.unary import UnaryMethod
-from online.rpc_error import Code, RpcError, abort
+from online.rpc_error import Code, RpcError
 from pipelines.contracts.errors import InvalidConfig
-from tests.grpc_server import grpc_server
+from tests.grpc_server import end_by, grpc_server
 
 METHOD = lookup_pb2.DESCRIPTOR.services_by_name["Lookup"].methods_by_name["Lookup"]
 REAL_TIMEOUT_S = 60.0  # of calls that a server answers
@@ -67,7 +67,7 @@ class Scripted(lookup_pb2_grpc.LookupServicer):
         if does == HANG:
             self.over.wait(REAL_TIMEOUT_S)
         elif does is not None:
-            abort(context, RpcError(does, "no", expected="-", got="-", remedy="-"))
+            end_by(context, RpcError(does, "no", expected="-", got="-", remedy="-"))
         return LookupResponse(version=1)
 
 
