@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from online.lookup import shards
-from online.lookup.shards import MAX_SHARDS, Shard, cut, shard_of
+from online.lookup.shards import MAX_SHARDS, Shard, cut, shard_of, targets_by_shard
 from pipelines.contracts.errors import InvalidConfig
 from pipelines.contracts.hashing import bucket_of, hash64
 
@@ -55,6 +55,15 @@ def test_ids_of_any_layout_are_cut() -> None:
         np.argsort(shard_of(ids, 3), kind="stable")
     ])
     assert Shard(0, 3).strays(np.frombuffer(ids.tobytes(), np.int64)) == np.count_nonzero(shard_of(ids, 3))
+
+
+def test_targets_are_by_shard_in_whatever_order_they_are_named() -> None:
+    assert targets_by_shard(["2/3=c:1", "0/3=a:1", "1/3=b:1", "0/3=a:2"]) == [["a:1", "a:2"], ["b:1"], ["c:1"]]
+    assert targets_by_shard(["b:1", "a:1"]) == [["b:1", "a:1"]]
+    for wrong, said in (([], "none"), (["0/2=a:1"], "none for 1/2"), (["0/2=a:1", "a:2"], "one count"),
+                        (["a:1", "a:1"], "every address once"), (["0/2=a:1", "1/2=a:1"], "every address once")):  # fmt: skip
+        with pytest.raises(InvalidConfig, match=said):
+            targets_by_shard(wrong)
 
 
 @given(st.integers(1, MAX_SHARDS).flatmap(lambda count: st.tuples(st.integers(0, count - 1), st.just(count))))
