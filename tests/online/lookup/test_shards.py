@@ -60,8 +60,10 @@ def test_ids_of_any_layout_are_cut() -> None:
 def test_targets_are_by_shard_in_whatever_order_they_are_named() -> None:
     assert targets_by_shard(["2/3=c:1", "0/3=a:1", "1/3=b:1", "0/3=a:2"]) == [["a:1", "a:2"], ["b:1"], ["c:1"]]
     assert targets_by_shard(["b:1", "a:1"]) == [["b:1", "a:1"]]
-    for wrong, said in (([], "none"), (["0/2=a:1"], "none for 1/2"), (["0/2=a:1", "a:2"], "one count"),
-                        (["a:1", "a:1"], "every address once"), (["0/2=a:1", "1/2=a:1"], "every address once")):  # fmt: skip
+    for wrong, said in (
+        ([], "none"), (["0/2=a:1"], "none for 1/2"), (["0/2=a:1", "a:2"], "one count"),
+        (["a:1", "a:1"], "every address once"), (["0/2=a:1", "1/2=a:1"], "every address once"),
+    ):
         with pytest.raises(InvalidConfig, match=said):
             targets_by_shard(wrong)
 
