@@ -305,6 +305,7 @@ class HostedVersions:
         with self._changed:
             if version in self._hosted:
                 self._hosted[version].draining = False
+                self._changed.notify_all()  # whoever waits to unload it
                 self._reroute()
             return version in self._hosted
 

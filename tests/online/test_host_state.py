@@ -28,6 +28,7 @@ class Holder:
 def test_it_becomes_what_it_was_or_else_what_it_is_told_to_be(own_workspace) -> None:
     memory, first = HostMemory(own_workspace.workspace, "cpu-7"), HostState.at_first((2, 1, 2))
     assert first == HostState((1, 2), preferred=2)
+    assert HostState.at_first((1, 3)) == HostState((1, 3), preferred=1)
     holder = Holder()
     restore(holder, memory, first)
     assert holder.whole == [True] and holder.held == memory.recall() == first, "remembered from the first moment on"

@@ -195,7 +195,9 @@ def test_a_timeline_is_by_when_requests_were_due() -> None:
     assert [(e["second"], e["answered"], e["failed"], e["max_ms"]) for e in traffic.timeline()] == [
         (0, 2, 0, 4000.0), (1, 0, 1, 0.0), (3, 1, 0, 1250.0)
     ]
-    assert traffic.figures()["lag_ms"]["max"] == 3250.0
+    traffic.wall_s = 2.0
+    figures = traffic.figures()
+    assert (figures["lag_ms"]["max"], figures["offered_per_s"], figures["requests_per_s"]) == (3250.0, 2.0, 1.5)
 
 
 def test_nothing_has_a_summary_too() -> None:

@@ -257,8 +257,10 @@ def test_a_version_is_pinned_from_before_it_is_opened_until_after_it_is_let_go(o
     @contextmanager
     def pin(version: int) -> Iterator[None]:
         happened.append(f"pin {version}")
-        yield
-        happened.append(f"release {version}")
+        try:
+            yield
+        finally:
+            happened.append(f"release {version}")
 
     def open_version(version: int) -> VersionReader:
         happened.append(f"open {version}")

@@ -57,6 +57,17 @@ def test_ids_of_any_layout_are_cut() -> None:
     assert Shard(0, 3).strays(np.frombuffer(ids.tobytes(), np.int64)) == np.count_nonzero(shard_of(ids, 3))
 
 
+def test_targets_are_by_shard_in_whatever_order_they_are_named() -> None:
+    assert targets_by_shard(["2/3=c:1", "0/3=a:1", "1/3=b:1", "0/3=a:2"]) == [["a:1", "a:2"], ["b:1"], ["c:1"]]
+    assert targets_by_shard(["b:1", "a:1"]) == [["b:1", "a:1"]]
+    for wrong, said in (
+        ([], "none"), (["0/2=a:1"], "none for 1/2"), (["0/2=a:1", "a:2"], "one count"),
+        (["a:1", "a:1"], "every address once"), (["0/2=a:1", "1/2=a:1"], "every address once"),
+    ):
+        with pytest.raises(InvalidConfig, match=said):
+            targets_by_shard(wrong)
+
+
 @given(st.integers(1, MAX_SHARDS).flatmap(lambda count: st.tuples(st.integers(0, count - 1), st.just(count))))
 def test_a_shard_is_what_it_prints(numbers: tuple[int, int]) -> None:
     assert Shard.parse(str(Shard(*numbers))) == Shard(*numbers)
