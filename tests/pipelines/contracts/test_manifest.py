@@ -93,6 +93,55 @@ def test_an_altered_or_missing_file_is_named(tmp_path: Path, manifest: Manifest)
     manifest.verify(tmp_path, only=())
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": 0}, {"version": "4"}, {"version": 4.0}, {"version": True}, {"version": 2**70}, {"parents": [4]},
+        {"parents": [0]}, {"parents": [2, 2]}, {"parents": ["2"]}, {"parents": 2}, {"tables": {}}, {"tables": [[]]},
+        {"as_of": "2011-07-01"}, {"as_of": 5}, {"created_at": None}, {"files": []}, {"files": {"a": 1}},
+        {"files": {"a": "ab"}}, {"files": {"../a": "ab" * 32}}, {"files": {"/a": "ab" * 32}},
+        {"files": {"a/../b": "ab" * 32}}, {"files": {"": "ab" * 32}}, {"metrics": []}, {"more": 1}, {"dataset": None},
+        {"windows": {}},
+    ],
+    ids=str,
+)
+def test_a_sealed_manifest_whose_values_do_not_fit_is_refused(
+    tmp_path: Path, manifest: Manifest, change: dict
+) -> None:
+    write_sealed(tmp_path / "manifest.json", json.dumps({**json.loads(manifest.to_json()), **change}))
+    with pytest.raises(IntegrityError, match=r"manifest\.json cannot be understood"):
+        Manifest.read(tmp_path, version=4)
+
+
+@pytest.mark.parametrize("key", ["version", "tables", "files", "as_of", "format"])
+def test_a_sealed_manifest_that_lacks_something_is_refused(tmp_path: Path, manifest: Manifest, key: str) -> None:
+    raw = json.loads(manifest.to_json())
+    del raw[key]
+    write_sealed(tmp_path / "manifest.json", json.dumps(raw))
+    with pytest.raises(IntegrityError, match=r"manifest\.json cannot be understood"):
+        Manifest.read(tmp_path, version=4)
+
+
+def test_two_tables_of_one_name_are_refused(tmp_path: Path, manifest: Manifest) -> None:
+    raw = json.loads(manifest.to_json())
+    write_sealed(tmp_path / "manifest.json", json.dumps({**raw, "tables": 2 * raw["tables"]}))
+    with pytest.raises(IntegrityError, match="distinct tables"):
+        Manifest.read(tmp_path, version=4)
+
+
+def test_a_file_is_read_if_it_is_the_published_one(tmp_path: Path, manifest: Manifest) -> None:
+    name = "tables/item.kge.parquet"
+    assert manifest.read_file(tmp_path, name) == b"rows"
+    with manifest.open_file(tmp_path, name) as file:
+        assert file.read() == b"rows"
+    (tmp_path / "other").write_bytes(b"rows")
+    with pytest.raises(IntegrityError, match="of a file of this version"):
+        manifest.read_file(tmp_path, "other")
+    (tmp_path / name).write_bytes(b"wors")
+    with pytest.raises(IntegrityError, match="is corrupted"):
+        manifest.read_file(tmp_path, name)
+
+
 def test_no_manifest(tmp_path: Path) -> None:
     with pytest.raises(VersionNotFound, match="facet versions"):
         Manifest.read(tmp_path, version=4)
