@@ -72,7 +72,9 @@ def test_rows_become_events(ingest) -> None:
 
 
 def test_order_of_the_log_does_not_matter(ingest) -> None:
-    assert ingest()[0].equals(ingest(ROWS[::-1])[0])
+    at_once = [(f"user{number}", 8, "view", JANUARY + HOUR, 4.0, None) for number in range(50)]
+    rows = [*ROWS, *at_once]
+    assert ingest(rows)[0].equals(ingest(rows[::-1])[0])
 
 
 def test_dropped_rows_are_counted_by_the_first_rule_they_meet(ingest) -> None:
