@@ -102,6 +102,7 @@ def test_some_duplicates_are_dropped_if_the_definition_says_so(ingest) -> None:
         (replaced(1, "how", "stare"), "unknown kind of event: expected one of .*'buy', 'view'.*stare"),
         (replaced(2, "millis", JANUARY // 1000), "timestamp out of range: expected times from 2021-01-01.*1970-01-19"),
         (replaced(2, "millis", JANUARY + 366 * 24 * HOUR), "timestamp out of range"),
+        (replaced(2, "millis", JANUARY + 365 * 24 * HOUR), "timestamp out of range"),  # the day after the last begins
         ([*ROWS, ROWS[0]], r"duplicate rows: expected at most 0\.00%.*1 of 4 \(25\.00%\)"),
     ],
 )
