@@ -72,7 +72,9 @@ def test_rows_become_events(ingest) -> None:
 
 
 def test_order_of_the_log_does_not_matter(ingest) -> None:
-    assert ingest()[0].equals(ingest(ROWS[::-1])[0])
+    at_once = [(f"user{number}", 8, "view", JANUARY + HOUR, 4.0, None) for number in range(50)]
+    rows = [*ROWS, *at_once]
+    assert ingest(rows)[0].equals(ingest(rows[::-1])[0])
 
 
 def test_dropped_rows_are_counted_by_the_first_rule_they_meet(ingest) -> None:
@@ -100,6 +102,7 @@ def test_some_duplicates_are_dropped_if_the_definition_says_so(ingest) -> None:
         (replaced(1, "how", "stare"), "unknown kind of event: expected one of .*'buy', 'view'.*stare"),
         (replaced(2, "millis", JANUARY // 1000), "timestamp out of range: expected times from 2021-01-01.*1970-01-19"),
         (replaced(2, "millis", JANUARY + 366 * 24 * HOUR), "timestamp out of range"),
+        (replaced(2, "millis", JANUARY + 365 * 24 * HOUR), "timestamp out of range"),  # the day after the last begins
         ([*ROWS, ROWS[0]], r"duplicate rows: expected at most 0\.00%.*1 of 4 \(25\.00%\)"),
     ],
 )

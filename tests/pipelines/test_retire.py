@@ -150,6 +150,13 @@ def test_a_segment_that_somebody_is_writing_is_left_to_them(own_workspace: Feast
     assert workspace.segment(1, "item.kge").is_dir()  # now an orphan, for `facet gc`
 
 
+def test_what_a_dead_writer_left_among_its_segments_goes_too(own_workspace: FeastRepository) -> None:
+    segments = own_workspace.workspace.segments / "1"
+    (segments / ".staging-0a1b2c3d-item.kge").mkdir()
+    retire(own_workspace.workspace, 1)
+    assert not segments.exists()
+
+
 def test_files_that_have_another_name_free_nothing(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "f").write_bytes(b"x" * 100)
