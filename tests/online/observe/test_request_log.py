@@ -187,6 +187,9 @@ def test_admin_calls_of_those_who_may_not_are_a_few_lines(log, clock, outcome, c
     assert lines(log)[-1]["outcome"] == "OK", "refusals leave room for who may"
     request_log.audit("CpuTierAdmin/Load", caller, 0, outcome, 0.0)
     assert lines(log)[-1]["method"] == "CpuTierAdmin/Load", "and for the refusals of another method"
+    other = {"NOT_AUTHENTICATED": "NOT_ALLOWED", "NOT_ALLOWED": "NOT_AUTHENTICATED"}[outcome]
+    request_log.audit(PROMOTE, caller, 0, other, 0.0)
+    assert lines(log)[-1]["outcome"] == other, "and for those of another kind"
     clock.now += 1
     request_log.audit(PROMOTE, caller, 0, outcome, 0.0)
     assert lines(log)[-1]["left_out"] == 100 - request_log.LINES_PER_SECOND
