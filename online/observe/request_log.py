@@ -126,8 +126,8 @@ def count_refused(service: str, refusal: RpcError, *, peer: str = "") -> None:
 def audit(method: str, caller: str, version: int, outcome: str, seconds: float, *, peer: str = "") -> None:
     """Log a call of an admin service: who did what, and how it ended. The logger is `….request_log.audit`.
 
-    A caller that may do it has a line for every call; of calls that were refused for who they came from, only a few a
-    second have one.
+    What a service answered or refused has a line for every call. Of calls that were refused before a service saw them,
+    only a few a second have one.
 
     Args:
         method: such as "facet.v1.CpuTierAdmin/Promote"; only methods that exist.
@@ -156,7 +156,14 @@ def audit(method: str, caller: str, version: int, outcome: str, seconds: float, 
     )
 
 
-_NOT_ADMITTED = {Code.NOT_AUTHENTICATED.name, Code.NOT_ALLOWED.name}
+_NOT_ADMITTED = {
+    code.name
+    for code in (
+        Code.NOT_AUTHENTICATED, Code.NOT_ALLOWED, Code.NO_DEADLINE, Code.MALFORMED_REQUEST, Code.OVERLOADED,
+        Code.DEADLINE,
+    )
+}
+"""What a call may be refused for before a service sees it: by these, anybody could fill the log."""
 
 
 def _log(

@@ -110,11 +110,14 @@ class Guard:
             error = rpc_error_of(raised, served.name)
         if self._audited:
             outcome = error.code.name if error else "OK"
-            request_log.audit(method, served.caller, served.version, outcome, time.perf_counter() - arrived)
+            request_log.audit(
+                method.lstrip("/"), served.caller, served.version, outcome, time.perf_counter() - arrived,
+                peer=context.peer(),
+            )
         if error is None:
             return answer
         if not served.counted:
-            request_log.count_refused(self._name, error)
+            request_log.count_refused(self._name, error, peer=context.peer())
         await abort(context, error)
 
     async def _work(

@@ -14,6 +14,8 @@ ENVELOPE_BYTES = 64 << 10
 
 SPACIOUS = 2
 
+ROUNDED_UP = 1.05
+"""On its way gRPC rounds a timeout up, by some percent at most."""
 MAX_DEADLINE_S = 300.0
 """Of a lookup or a rank request: clients keep to what servers allow."""
 
@@ -77,7 +79,7 @@ class Limits:
     def remaining_s(self, context: grpc.aio.ServicerContext) -> float:
         """Seconds until a call's deadline; raises `RpcError` NO_DEADLINE if it has none within `call_s`."""
         remaining_s = context.time_remaining()
-        if remaining_s is None or remaining_s > self.call_s:
+        if remaining_s is None or remaining_s > self.call_s * ROUNDED_UP:
             raise RpcError(
                 Code.NO_DEADLINE, "the call's deadline", expected=f"one within {self.call_s:g} s",
                 got="none" if remaining_s is None else f"one in {remaining_s:.0f} s",

@@ -165,5 +165,5 @@ def test_only_what_is_wrong_with_a_request_is_to_be_corrected_there(refusing) ->
     remedies = {code: refusing(("facet-error", code.name)).remedy for code in Code}
     assert {code for code, remedy in remedies.items() if remedy == "Correct the request."} == {
         Code.TABLE_UNKNOWN, Code.NO_ACCEPTED_VERSIONS, Code.NO_TABLES, Code.MALFORMED_REQUEST, Code.MALFORMED_IDS,
-        Code.INVALID_TIME, Code.INVALID_SHARE,
+        Code.INVALID_TIME, Code.INVALID_SHARE, Code.NO_DEADLINE,
     }  # fmt: skip

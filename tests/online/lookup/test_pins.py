@@ -17,6 +17,7 @@ from pipelines.contracts.errors import IntegrityError, VersionInUse, VersionNotF
 from pipelines.retire import retire
 from tests.crash import require_served
 from tests.releases import published_rows
+from tests.waiting import PATIENCE_S
 
 
 def pinned(workspace, role):
@@ -81,7 +82,7 @@ def test_servers_as_processes(own_workspace, launch) -> None:
     with open_channel(tier.port("admin")) as channel:
         admin = admin_pb2_grpc.CpuTierAdminStub(channel)
         for step in (admin.Drain, admin.Unload):
-            step(admin_pb2.VersionRequest(version=1))
+            step(admin_pb2.VersionRequest(version=1), timeout=PATIENCE_S)
     with pytest.raises(VersionInUse, match="ranker") as refused:
         retire(workspace, 1)
     assert "cpu-tier" not in str(refused.value)

@@ -257,7 +257,7 @@ from threading import Event
 from types import SimpleNamespace
 from online.lookup.hosted import HostedVersions
 from online.lookup.service import CpuTierAdminService
-from online.lookup.worker import WorkerAdmin, state_from_parent
+from online.lookup.worker import state_from_parent, worker_admin
 from online.proto import admin_pb2_grpc
 from online.rpc.server import serve_until_stopped
 from pipelines.contracts.errors import Unavailable
@@ -272,7 +272,7 @@ def opened(version):
 state, whole = state_from_parent(sys.argv[1])
 hosted = HostedVersions(opened)
 hosted.restore(state, whole=whole)
-admin = WorkerAdmin(sys.argv[1])
+admin = worker_admin(sys.argv[1])
 admin_pb2_grpc.add_CpuTierAdminServicer_to_server(CpuTierAdminService(hosted), admin.server)
 serve_until_stopped([admin], dict)
 """

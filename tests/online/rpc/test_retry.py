@@ -288,7 +288,7 @@ class TestThrottle:
         assert of.asked == [6]
 
 
-@pytest.mark.parametrize("timeout_s", [0.0, -1.0, 60.5, float("inf"), float("nan")])
+@pytest.mark.parametrize("timeout_s", [0.0, -1.0, 300.5, float("inf"), float("nan")])
 @pytest.mark.parametrize("client", [LookupClient, RankClient])
 def test_a_deadline_that_servers_refuse_is_refused_before(client, timeout_s) -> None:
     with pytest.raises(InvalidConfig, match="timeout"):

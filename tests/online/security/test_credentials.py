@@ -389,7 +389,7 @@ def test_a_rollout_over_mutual_tls_with_tokens_tells_nobody_a_secret(own_workspa
     assert "the role admin" in ended[1][3] and "is served everywhere" in ended[2][2]
     assert (ranker.stop(), tier.stop()) == (0, 0)
     said = "".join(out + errors for _, _, out, errors in ended) + tier.errors.read_text() + ranker.errors.read_text()
-    assert "facet.v1.CpuTierAdmin/Promote by controller" in said
+    assert "facet.v1.CpuTierAdmin/Promote by 'controller'" in said
     secrets = [made[f"{name}.token"].read_text().strip() for name in ("ranker-1", "scorer", "controller")]
     secrets += [line for pair in (server, made["unlisted"]) for line in pair.key.read_text().splitlines()[1:-1]]
     assert not [secret for secret in secrets if secret in said]
