@@ -92,7 +92,7 @@ def test_the_rule_itself(room: str, module: str, verdict: bool) -> None:
 
 
 LAYERS = (
-    {"proto", "printable", "heap", "host_state", "stock_store"},
+    {"proto", "printable", "clock", "heap", "host_state", "stock_store", "feast_request"},
     {"rpc_error"},
     {"security", "store"},  # the store is Feast's: it knows no server
     {"observe"},

@@ -5,12 +5,10 @@ import os
 import shutil
 import sys
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 from online.host_state import HostState
 from online.rpc.limits import Limits
-from online.rpc.listening import ADMIN_CALL_S
 from online.rpc.server import Endpoint
 
 __all__ = ["FOLDER_PREFIX", "state_from_parent", "worker_admin"]
@@ -39,5 +37,4 @@ def worker_admin(socket_path: str) -> Endpoint:
     """A worker's admin service, on a socket that only its own user can reach. Its health is that of the process:
     changes, which may wait for one another for minutes, do not delay it.
     """
-    limits = replace(Limits().for_ids(0), call_s=ADMIN_CALL_S)
-    return Endpoint("admin", "", 0, SLOTS, socket=socket_path, audited=True, limits=limits)
+    return Endpoint("admin", "", 0, SLOTS, socket=socket_path, audited=True, limits=Limits().for_admin())

@@ -18,6 +18,7 @@ ROUNDED_UP = 1.05
 """On its way gRPC rounds a timeout up, by some percent at most."""
 MAX_DEADLINE_S = 300.0
 """Of a lookup or a rank request: clients keep to what servers allow."""
+MAX_ADMIN_DEADLINE_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,10 @@ class Limits:
         With more room than they need, so that the service itself tells most callers who exceed it (BATCH_TOO_LARGE).
         """
         return replace(self, request_bytes=SPACIOUS * 8 * count + ENVELOPE_BYTES)
+
+    def for_admin(self) -> "Limits":
+        """These limits for what a rollout asks, which may take as long as a version takes to load."""
+        return replace(self.for_ids(0), call_s=MAX_ADMIN_DEADLINE_S)
 
     def remaining_s(self, context: grpc.aio.ServicerContext) -> float:
         """Seconds until a call's deadline; raises `RpcError` NO_DEADLINE if it has none within `call_s`."""

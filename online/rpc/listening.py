@@ -1,6 +1,6 @@
 """Where a host listens, to whom, and how much it takes on: the same for a CPU host and a ranker."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from online.observe import metrics
@@ -11,7 +11,6 @@ from online.security.credentials import ServerSecurity
 __all__ = ["Listening"]
 
 ADMIN_SLOTS = 4
-ADMIN_CALL_S = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +42,10 @@ class Listening:
         )
 
     def admin_endpoint(self) -> Endpoint:
-        """The port of the rollout controller, whose calls may take as long as a version takes to load."""
+        """The port of the rollout controller."""
         return Endpoint(
             "admin", self.host, self.admin_port, ADMIN_SLOTS, security=self.security, audited=True,
-            limits=replace(self.limits.for_ids(0), call_s=ADMIN_CALL_S),
+            limits=self.limits.for_admin(),
         )
 
     def export_metrics(self, workers: Path | None = None) -> dict[str, int]:

@@ -72,7 +72,7 @@ def build(section: type[Section], raw: Any, *, where: str, manual: str, secret: 
 
     Args:
         section: a dataclass of str, int, float, bool, `tuple[str, ...]`, `dict[str, str]`, other such dataclasses and
-            optional fields. Its `__post_init__` may refuse values.
+            optional fields. Its `__post_init__` may refuse values. What is such a dataclass already stays.
         raw: what YAML or JSON gave.
         where: how an error names this place, such as `online_retail: graph.bought`.
         manual: the file that explains every key, for the remedy.
@@ -118,7 +118,7 @@ def _checked(value: Any, hint: Any, where: str, *, manual: str, secret: bool) ->
     if hint is Any:
         return value
     if is_dataclass(hint):
-        return build(hint, value, where=where, **told)
+        return value if isinstance(value, hint) else build(hint, value, where=where, **told)
     if get_origin(hint) is UnionType:
         if value is None and NoneType in get_args(hint):
             return None

@@ -104,6 +104,7 @@ def test_a_view_that_was_applied_after_the_ranker_started(own_workspace: FeastRe
     others = [feature for feature in CONTEXT_FEATURES if feature.view != "item_context"]
     running = FeastContext(own_workspace.path, others)
     store.registry.apply_feature_view(view, store.project)
+    running.require(CONTEXT_FEATURES)
     ids = {"users": entity_ids("user", 200)[3:4], "items": entity_ids("item", 200)[3:4]}
     assert running.columns(CONTEXT_FEATURES, **ids)["item_context__events_7d"].tolist() == [13.0]
 

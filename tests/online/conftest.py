@@ -22,6 +22,7 @@ from online.lookup.hosted import HostedVersions
 from online.lookup.reader import VersionReader
 from online.lookup.service import ALL_IDS, CpuTierAdminService, LookupService
 from online.proto import admin_pb2_grpc
+from online.rpc.limits import Limits
 from online.rpc.server import Endpoint
 from tests.waiting import PATIENCE_S
 
@@ -58,6 +59,10 @@ class Hosted:
             event.wait(PATIENCE_S)
 
 
+def admin_endpoint() -> Endpoint:
+    return Endpoint("admin", "127.0.0.1", 0, 2, audited=True, limits=Limits().for_admin())
+
+
 @pytest.fixture(scope="module")
 def host_cpu_tier() -> Iterator[Any]:
     """Call with a workspace and versions: a CPU tier that serves them."""
@@ -73,7 +78,7 @@ def host_cpu_tier() -> Iterator[Any]:
         state.promote(versions[0])
         service = serve(state, max_ids=max_ids, shard=shard)
         endpoint = Endpoint("lookup", "127.0.0.1", port, slots, queue)
-        hosted = Hosted(state, service, endpoint, Endpoint("admin", "127.0.0.1", 0, 2, audited=True))
+        hosted = Hosted(state, service, endpoint, admin_endpoint())
         service.add_to(hosted.endpoint.server)
         admin_pb2_grpc.add_CpuTierAdminServicer_to_server(CpuTierAdminService(state, shard=shard), hosted.admin.server)
         hosts.append(hosted.start())
@@ -104,7 +109,7 @@ def host_ranker() -> Iterator[Any]:
         clients.append(LookupClient(cpu_tiers, timeout_s=timeout_s))
         service = RankService(state, clients[-1], context, max_candidates=256, timeout_s=timeout_s)
         endpoint = Endpoint("rank", "127.0.0.1", 0, SLOTS)
-        hosted = Hosted(state, service, endpoint, Endpoint("admin", "127.0.0.1", 0, 2, audited=True))
+        hosted = Hosted(state, service, endpoint, admin_endpoint())
         service.add_to(hosted.endpoint.server)
         admin_pb2_grpc.add_RankerAdminServicer_to_server(RankerAdminService(state), hosted.admin.server)
         hosts.append(hosted.start())

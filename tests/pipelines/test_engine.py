@@ -73,7 +73,9 @@ def test_a_range_that_leaves_a_version_out_is_an_error_and_the_views_that_fit_ar
 
 def test_a_range_that_leaves_one_version_out_writes_the_other(own_workspace: FeastRepository) -> None:
     for version in (1, 2):
-        remove_directory(own_workspace.workspace.segment(version, "item.kge"))
+        remove_directory(
+                own_workspace.workspace.segment(version, "item.kge"), within=own_workspace.workspace.segments
+            )
     with pytest.raises(InvalidConfig, match="item_kge__v1: version 1 is not materialized"):
         own_workspace.store().materialize(
             AS_OF + timedelta(days=1), WIDE_RANGE[1], feature_views=["item_kge__v1", "item_kge__v2"]

@@ -14,6 +14,7 @@ from online.proto import admin_pb2_grpc
 from online.rollout.controller import Rollout
 from online.rollout.fleet_status import InvariantViolated
 from online.rpc.channel import open_channel
+from online.rpc.limits import Limits
 from online.rpc.server import Endpoint
 from online.rpc_error import Code, RpcError
 from pipelines.contracts.errors import (
@@ -48,7 +49,7 @@ def begin(fleet, to: int = 2, **options) -> Rollout:
 
 def admin_of(tier, *, port: int) -> Endpoint:
     """The admin service of a host that is there again."""
-    admin = Endpoint("admin", "127.0.0.1", port, 2)
+    admin = Endpoint("admin", "127.0.0.1", port, 2, audited=True, limits=Limits().for_admin())
     admin_pb2_grpc.add_CpuTierAdminServicer_to_server(CpuTierAdminService(tier.state), admin.server)
     return admin
 
