@@ -3,8 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import grpc.aio
@@ -24,8 +23,7 @@ __all__ = ["Call", "Guard"]
 Handler = grpc.RpcMethodHandler
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """What a service is told of a call beside its message.
 
     Attributes:
