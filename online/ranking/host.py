@@ -1,6 +1,5 @@
 """A ranker as it runs: its models, where it gets rows and context, and its ports."""
 
-import gc
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -97,9 +96,6 @@ class RankHost:
             service.warm_up()
         except RpcError as refusal:  # no reason to stay away: the CPU tier may come back before the first request
             logger.warning("not yet able to answer: %s", refusal)
-        # What is there now stays: without this, every full collection walks all of PyTorch and Feast, for 100 ms.
-        gc.collect()
-        gc.freeze()
         ports = {"rank": endpoint.port, "admin": admin.port, **self.listening.export_metrics()}
         serve_until_stopped([endpoint, admin], lambda: self._ready(models, ports))
 

@@ -43,7 +43,7 @@ class OpenGuard:
                 yield parsed(raw, handler.request_deserializer)
 
         async def behavior(context: grpc.aio.ServicerContext) -> None:
-            async with self._waiting.at_most(self._limits.call_s):
+            with self._waiting.at_most(self._limits.call_s):
                 async for response in handler.stream_stream(requests(context), context):
                     await context.write(response)
 

@@ -1,5 +1,6 @@
 """What the CPU tier and the ranker have in common as processes: ports, limits, health, one ready line, a clean stop."""
 
+import gc
 import json
 import logging
 import os
@@ -221,6 +222,9 @@ def serve_until_stopped(endpoints: list[Endpoint], ready: Callable[[], dict]) ->
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
+    # What is there now stays: without this, every full collection walks all that was imported, for up to 100 ms.
+    gc.collect()
+    gc.freeze()
     for endpoint in endpoints:
         endpoint.start()
     line = {"ready": True, "pid": os.getpid(), "ports": {e.name: e.port for e in endpoints}, **ready()}

@@ -4,12 +4,14 @@ import asyncio
 from types import TracebackType
 
 import grpc
+import grpc.aio
 
 from online.rpc_error import Code, RpcError
 
 __all__ = ["WaitingCalls"]
 
 MOST = 4096
+LOOK_S = 1.0  # between two looks at who waits, at most
 
 
 class WaitingCalls:
@@ -19,9 +21,12 @@ class WaitingCalls:
     milliseconds, so it is never among the oldest of many. For the coroutines of one event loop.
 
     ```
-    async with waiting.at_most(10.0):
+    with waiting.at_most(10.0):
         message = await context.read()
     ```
+
+    Nobody has a timer of his own, which costs as much as the rest of a small call's way: all are looked at together,
+    so that a call may wait a quarter longer than it is allowed, or a second.
 
     Args:
         most: calls at a time.
@@ -30,6 +35,7 @@ class WaitingCalls:
     def __init__(self, most: int = MOST) -> None:
         self._most = most
         self._calls: dict[_Bounded, None] = {}  # in the order in which they began to wait
+        self._looking = False
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -40,43 +46,56 @@ class WaitingCalls:
 
     async def message(self, context: grpc.aio.ServicerContext, seconds: float) -> bytes | None:
         """The call's next message; None if it ended without one. Raises `RpcError` DEADLINE if none came in time."""
-        async with _Bounded(self, seconds):
+        with _Bounded(self, seconds):
             message = await context.read()
         return None if message is grpc.aio.EOF else message
 
     def _add(self, call: "_Bounded") -> None:
         self._calls[call] = None
+        if not self._looking:
+            self._look_later(call.seconds)
         if len(self._calls) > self._most:
-            oldest = next(iter(self._calls))
-            del self._calls[oldest]
-            oldest.end_now()
+            self._end(next(iter(self._calls)))
 
     def _remove(self, call: "_Bounded") -> None:
         self._calls.pop(call, None)
 
+    def _look_later(self, seconds: float) -> None:
+        self._looking = True
+        asyncio.get_running_loop().call_later(min(seconds / 4, LOOK_S), self._look)
+
+    def _look(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for call in [call for call in self._calls if call.until <= now]:
+            self._end(call)
+        self._looking = False
+        if self._calls:
+            self._look_later(min(call.seconds for call in self._calls))
+
+    def _end(self, call: "_Bounded") -> None:
+        del self._calls[call]
+        call.over = True
+        call.task.cancel()
+
 
 class _Bounded:
-    __slots__ = ("_calls", "_seconds", "_timeout")
+    __slots__ = ("_calls", "over", "seconds", "task", "until")
 
     def __init__(self, calls: WaitingCalls, seconds: float) -> None:
-        self._calls, self._seconds = calls, seconds
-        self._timeout = asyncio.timeout(seconds)
+        self._calls, self.seconds, self.over = calls, seconds, False
 
-    async def __aenter__(self) -> None:
-        await self._timeout.__aenter__()
+    def __enter__(self) -> None:
+        self.task = asyncio.current_task()
+        self.until = self.task.get_loop().time() + self.seconds
         self._calls._add(self)
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._calls._remove(self)
-        try:
-            await self._timeout.__aexit__(kind, error, trace)
-        except TimeoutError as over:
+        # uncancel: gRPC may have cancelled the call, too, and that holds.
+        if self.over and self.task.uncancel() == 0 and kind is asyncio.CancelledError:
             raise RpcError(
-                Code.DEADLINE, "the client was waited for", expected=f"its message within {self._seconds:g} s",
+                Code.DEADLINE, "the client was waited for", expected=f"its message within {self.seconds:g} s",
                 got="nothing", remedy="Send the message together with the call.",
-            ) from over
-
-    def end_now(self) -> None:
-        self._timeout.reschedule(asyncio.get_running_loop().time())
+            ) from error

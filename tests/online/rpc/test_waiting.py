@@ -17,7 +17,7 @@ async def settled() -> None:
 
 async def waits(calls: WaitingCalls, seconds: float) -> str:
     try:
-        async with calls.at_most(seconds):
+        with calls.at_most(seconds):
             await asyncio.get_running_loop().create_future()
     except RpcError as error:
         return error.code.name
@@ -36,12 +36,11 @@ def test_a_call_waits_as_long_as_it_may() -> None:
 def test_what_comes_in_time_is_what_it_was_waited_for() -> None:
     async def run() -> None:
         calls = WaitingCalls()
-        async with calls.at_most(HOURS_S):
+        with calls.at_most(HOURS_S):
             assert len(calls) == 1
         assert len(calls) == 0
-        with pytest.raises(KeyError):
-            async with calls.at_most(HOURS_S):
-                raise KeyError
+        with pytest.raises(KeyError), calls.at_most(HOURS_S):
+            raise KeyError
         assert len(calls) == 0
 
     asyncio.run(run())
@@ -62,5 +61,19 @@ def test_of_too_many_the_one_that_waits_longest_ends() -> None:
         tasks.append(asyncio.create_task(waits(calls, HOURS_S)))
         await settled()
         assert [task.done() for task in tasks] == [True, True, False, False, False] and len(calls) == 3
+
+    asyncio.run(run())
+
+
+def test_a_call_that_grpc_cancels_in_the_same_moment_is_cancelled() -> None:
+    async def run() -> None:
+        calls = WaitingCalls(most=1)
+        first = asyncio.create_task(waits(calls, HOURS_S))
+        await settled()
+        second = asyncio.create_task(waits(calls, HOURS_S))
+        await asyncio.sleep(0)  # which has ended the first, but that has not run yet
+        first.cancel()
+        await settled()
+        assert first.cancelled() and not second.done() and len(calls) == 1
 
     asyncio.run(run())
