@@ -49,7 +49,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Com
 def run_demo(home: Path) -> subprocess.CompletedProcess[str]:
     command = [BIN / "facet", "demo", "--dataset", "sample.yaml", "--config", "quick.yaml"]
     command += ["--seeds", "2", "--requests", str(REQUESTS)]
-    return subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=500, check=False)
+    return subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=1500, check=False)
 
 
 @pytest.fixture(scope="module")

@@ -81,7 +81,7 @@ def test_two_processes_train_what_one_trains(world, tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script,
          other.directory.parents[1], config],
-        check=True, timeout=120, capture_output=True,
+        check=True, timeout=1500, capture_output=True,
     )
     for facet in ("contrastive", "kge"):
         pretrain_facet(workspace, facet, run="v1", seed=0, config=config)

@@ -147,7 +147,7 @@ def test_two_processes_train_what_one_trains(world):
 
     def trained_by(command: list[str]) -> TrainedRanker:
         shutil.rmtree(directory, ignore_errors=True)
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=1500)
         assert done.returncode == 0, done.stdout + done.stderr
         return TrainedRanker.load(directory)
 
