@@ -93,6 +93,19 @@ def test_nothing_outside_the_folder_is_removed(tmp_path: Path) -> None:
     assert not (own / "d").exists()
 
 
+def test_what_lies_in_the_folder_is_removed_by_whatever_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A workspace that is reached through a link, or by a name from where the process is."""
+    own, link, here = tmp_path / "own", tmp_path / "link", Path("own")
+    link.symlink_to(own)
+    monkeypatch.chdir(tmp_path)
+    for name, within in [(own, link), (link, own), (link, link), (here, own), (own, here), (own / ".." / "own", own)]:
+        (own / "d").mkdir(parents=True)
+        remove_directory(name / "d", within=within)
+        assert not (own / "d").exists(), (name, within)
+
+
 def test_what_is_read_only_is_read_only_when_it_appears(tmp_path: Path) -> None:
     with creating_directory(tmp_path / "d", read_only=True) as staging:
         (staging / "sub").mkdir()
