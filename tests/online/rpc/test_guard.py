@@ -322,6 +322,7 @@ def test_calls_of_an_audited_port_are_logged_with_version_and_outcome(roles, cap
     assert "8" in lines[0] and "caller" in lines[0] and "OK" in lines[0]
     assert "9" in lines[1] and "caller" in lines[1] and "VERSION_NOT_PUBLISHED" in lines[1]
     assert "NOT_AUTHENTICATED" in lines[2] and "caller" not in lines[2]
+    assert all(" from 'ipv4:127.0.0.1:" in line for line in lines)
 
 
 # ---- connections
