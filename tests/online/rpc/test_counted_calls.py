@@ -78,8 +78,8 @@ def test_an_answer_that_nobody_would_read_is_counted_as_refused(counted) -> None
 
 def test_with_answers_that_it_has_not_read_a_connection_may_not_even_send_a_message() -> None:
     """Once more than it may is unread, as one large answer can be."""
-    with served(Holding(3 * BIG), limits=unread_limits(unread_bytes=BIG)) as (_, endpoint, _):
-        with read_nothing(endpoint, 1) as connection:
-            until(lambda: endpoint.server.guard.unread.total > BIG)
-            connection.call(METHOD, None)
-            until(lambda: connection.statuses("OVERLOADED") == 1)
+    limits = unread_limits(unread_bytes=BIG)
+    with served(Holding(3 * BIG), limits=limits) as (_, endpoint, _), read_nothing(endpoint, 1) as connection:
+        until(lambda: endpoint.server.guard.unread.total > BIG)
+        connection.call(METHOD, None)
+        until(lambda: connection.statuses("OVERLOADED") == 1)

@@ -79,7 +79,7 @@ def test_removing_a_directory(tmp_path: Path) -> None:
 
 
 def test_nothing_outside_the_folder_is_removed(tmp_path: Path) -> None:
-    """Whatever leads there: `..`, a link among the parents, the folder itself, another folder's name, or one that begins alike."""
+    """Whatever leads there: `..`, a link, the folder itself, or another folder, of a name that begins alike, too."""
     own, other, alike = tmp_path / "own", tmp_path / "other", tmp_path / "own-2"
     for folder in (own, other, alike):
         (folder / "d").mkdir(parents=True)
