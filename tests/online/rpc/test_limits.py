@@ -71,7 +71,7 @@ class Connection:
 
 
 class Lookup(lookup_pb2_grpc.LookupServicer):
-    """Answers calls without a name when it may, all others at once; with so many bytes as a number says. Keeps who called."""
+    """Answers calls without a name when it may, all others at once, a number with so many bytes; keeps who called."""
 
     def __init__(self) -> None:
         self.go_on, self.called, self.peers = threading.Event(), threading.Event(), []

@@ -21,7 +21,7 @@ def roles(tmp_path) -> ServerSecurity:
 
 
 def test_a_port_is_taken_once() -> None:
-    with served() as (_, endpoint, _), pytest.raises(InvalidConfig, match=f"cannot listen on 127.0.0.1:{endpoint.port}"):
+    with served() as (_, endpoint, _), pytest.raises(InvalidConfig, match=f"listen on 127.0.0.1:{endpoint.port} for"):
         Endpoint("lookup", "127.0.0.1", endpoint.port, 1)
 
 

@@ -457,3 +457,18 @@ def test_another_whole_segment_in_the_place_of_base_or_overlay_is_refused(
     (tmp_path / "4" / name).rename(tmp_path / "2" / name)
     with pytest.raises(IntegrityError, match=rf"{name}/segment\.json is corrupted"):
         open_segment(tmp_path / "2", verify=verify)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("name", ["base", "overlay"])
+def test_a_base_or_overlay_of_another_kind_of_table_is_refused(tmp_path: Path, name: str, verify: bool) -> None:
+    """Every hash is right."""
+    ids = random_ids(500, seed=1)
+    rows = random_rows(ids, seed=2)
+    full(tmp_path / "1", rows)
+    newer(tmp_path / "2", rows | random_rows(ids[:20], seed=3), tmp_path / "1")
+    reseal(tmp_path / "2" / name, lambda header: header["table"].update(hash_seed=1))
+    file = f"{name}/segment.json"
+    reseal(tmp_path / "2", lambda header: header["files"].update({file: sha256_of(tmp_path / "2" / file)}), DELTA_NAME)
+    with pytest.raises(IntegrityError, match=rf"2/{name} does not fit delta\.json: expected a table like"):
+        open_segment(tmp_path / "2", verify=verify)
