@@ -3,11 +3,13 @@
 import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from pipelines import garbage
 from pipelines.cli import facet
 from pipelines.contracts.durable import creating_directory, replacing_file
 from pipelines.contracts.locks import locked
@@ -31,7 +33,7 @@ def workspace(own_workspace: FeastRepository) -> Workspace:
 
 
 def found(workspace: Workspace) -> set[str]:
-    return {str(garbage.path.relative_to(workspace.root)) for garbage in find(workspace)}
+    return {str(each.path.relative_to(workspace.root)) for each in find(workspace)}
 
 
 def leave_staging(directory: Path, size_bytes: int) -> Path:
@@ -59,7 +61,7 @@ def test_what_no_living_writer_fills_goes_wherever_it_lies(workspace: Workspace)
         assert all(path.is_dir() for path in dead)  # looking deletes nothing
         gone, kept = collect(workspace)
         assert sorted(garbage.path for garbage in gone) == sorted(dead) and not kept
-        assert sum(garbage.bytes for garbage in gone) == 3000
+        assert sum(each.bytes for each in gone) == 3000
         assert (directory / "tables").is_dir() and file.read_text() == "half" and not any(p.exists() for p in dead)
     assert (ranker / "int8" / "tables").is_dir() and (workspace.root / "audit" / "2.json").read_text() == "half"
     require_served(workspace, 2)
@@ -71,7 +73,7 @@ def test_a_half_retired_version_and_its_segments_go(workspace: Workspace) -> Non
     with locked(workspace.versions.path(1) / "retired.json") as deleting:
         assert deleting and find(workspace) == []  # somebody is at it
     gone, kept = collect(workspace)
-    assert not kept and sum(garbage.bytes for garbage in gone) > 10_000
+    assert not kept and sum(each.bytes for each in gone) > 10_000
     assert [path.name for path in workspace.versions.path(1).iterdir()] == ["retired.json"]
     assert not (workspace.segments / "1").exists() and find(workspace) == []
     assert workspace.versions.retirement(1).manifest.version == 1 and require_whole(workspace) == [2]
@@ -99,6 +101,28 @@ def test_a_retirement_that_did_not_happen_is_withdrawn(workspace: Workspace) -> 
         collect(workspace)
     assert not note.exists() and require_whole(workspace) == [1, 2]
     require_served(workspace, 1)
+
+
+def test_a_retirement_that_begins_meanwhile_is_not_withdrawn(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody retires the version between the look at its record and the moment at which that would be deleted."""
+    note = workspace.versions.path(1) / "retired.json"
+    note.write_text("{")
+    look, looks = garbage._withdrawn, []
+
+    with ExitStack() as retiring:
+
+        def withdrawn(workspace: Workspace) -> list[Path]:
+            looks.append(look(workspace))
+            if len(looks) == 2:  # the first is that of `find`
+                assert retiring.enter_context(locked(note.with_name("manifest.json")))
+            return looks[-1]
+
+        monkeypatch.setattr(garbage, "_withdrawn", withdrawn)
+        gone, kept = collect(workspace)
+        assert looks == [[note], [note]] and note.read_text() == "{"
+    assert not gone and [left.path for left in kept] == [note]
 
 
 def test_pins_of_the_dead_go_and_those_of_the_living_stay(workspace: Workspace) -> None:

@@ -174,6 +174,17 @@ class TestCanary:
         trying.drain(1)  # it is all that is left
         assert trying.state() == HostState((1, 2), (1,), 2)
 
+    def test_it_does_not_become_preferred_while_another_version_answers(self, opened) -> None:
+        """Though it is older than the other one."""
+        hosted = HostedVersions(lambda version: opened[min(version, 2)])
+        for version in (1, 2, 3):
+            hosted.load(version)
+        hosted.promote(3)
+        hosted.promote(1, 1 / 16)
+        hosted.drain(3)
+        assert hosted.state() == HostState((1, 2, 3), (3,), preferred=2, canary=1, canary_share=1 / 16)
+        assert (answering(hosted, request_id=CANARY_ID), answering(hosted, request_id=OTHER_ID)) == (1, 2)
+
     @pytest.mark.parametrize("share", [0, -1, 1.0001, float("nan"), float("inf")])
     def test_a_share_is_of_the_requests(self, trying, share) -> None:
         assert refused(trying.promote, 2, share) is Code.INVALID_SHARE

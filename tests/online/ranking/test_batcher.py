@@ -75,6 +75,35 @@ def test_each_thread_gets_its_own_results_and_errors(threads, each, max_size, un
     assert combined.submit(1000) == 1_000_000, "it goes on afterwards"
 
 
+def test_a_batch_that_fails_is_done_again_item_by_item() -> None:
+    begun, go_on, batches = threading.Event(), threading.Event(), []
+
+    def work(items: list[str]) -> list[str]:
+        batches.append(items)
+        if items == ["first"]:
+            begun.set()
+            assert go_on.wait(PATIENCE_S)
+        if "unfit" in items:
+            raise Unfit(len(items))
+        return [item.upper() for item in items]
+
+    combined = Batcher(work)
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(combined.submit, "first")
+        assert begun.wait(PATIENCE_S)
+        others = []
+        for item in ("a", "unfit", "b"):
+            others.append(pool.submit(combined.submit, item))
+            until(lambda: len(combined._waiting) == len(others))
+        go_on.set()
+        assert [first.result(PATIENCE_S), others[0].result(PATIENCE_S), others[2].result(PATIENCE_S)] == [
+            "FIRST", "A", "B",
+        ]
+        error = others[1].exception(PATIENCE_S)
+        assert isinstance(error, Unfit) and error.args == (1,), "its own error, not the batch's"
+    assert batches == [["first"], ["a", "unfit", "b"], ["a"], ["unfit"], ["b"]]
+
+
 def test_too_few_results_are_an_error_and_not_somebody_elses() -> None:
     combined = Batcher(lambda items: [])
     with pytest.raises(ValueError, match="zip"):

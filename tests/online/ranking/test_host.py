@@ -86,3 +86,14 @@ def test_a_ranker_comes_back_without_what_was_retired_meanwhile() -> None:
         RunnableModels(_load, context=NoFeatures()).restore(HostState(loaded=(3,)))
     with pytest.raises(VersionNotFound):
         RunnableModels(_load, context=NoFeatures()).restore(HostState(loaded=(1, 3)), whole=True)
+
+
+def test_a_latency_on_a_bound_is_within_it() -> None:
+    models = RunnableModels(_load, context=NoFeatures())
+    models.load(1)
+    for latency_ms in (0.1, 0.5, 0.6, 5.0, 5000.0, 5000.1):
+        models.count_answer(1, latency_ms)
+    status = models.status()
+    bounds, (model,) = [*status.latency_bounds_ms, float("inf")], status.models
+    counts = {bound: count for bound, count in zip(bounds, model.latency_counts, strict=True) if count}
+    assert counts == {0.5: 2, 1.0: 1, 5.0: 1, 5000.0: 1, float("inf"): 1}

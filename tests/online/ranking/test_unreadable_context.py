@@ -186,6 +186,37 @@ class TestFeastContext:
         item = entity_ids("item", 200)[3:4]
         assert context.columns([TREND], users=item, items=item) == {"trend_context__clicks": 3.0}
 
+    def test_a_view_that_comes_later_is_read_once_it_is_required(self, repository) -> None:
+        context = FeastContext(repository.workspace.feature_repo, CONTEXT_FEATURES)
+        with pytest.raises(NotPrepared, match=r"views \['trend_context'\]"):
+            context.require([TREND], beside=CONTEXT_FEATURES)
+        apply_trend(repository)
+        repository.materialize(["trend_context"])
+        context.require([TREND], beside=CONTEXT_FEATURES)
+        item = entity_ids("item", 200)[3:4]
+        assert context.columns([TREND], users=item, items=item) == {"trend_context__clicks": 3.0}
+
+    def test_a_view_that_running_models_have_lost_already_hinders_nobody(self, repository) -> None:
+        apply_trend(repository)
+        repository.materialize(["trend_context"])
+        context = FeastContext(repository.workspace.feature_repo, [TREND])
+        views = repository.path / "context_views.py"
+        views.write_text(views.read_text().replace('"first_event")', '"first_event", "events_1d")'))
+        remove_trend(repository)  # what the online store has of it goes, too: the registry before does not help
+        added = ContextFeature("item_context", "events_1d", "log1p")
+        context.require([added], beside=[TREND])
+        item = entity_ids("item", 200)[3:4]
+        assert set(context.columns([added], users=item, items=item)) == {"item_context__events_1d"}
+
+    def test_a_registry_that_has_what_is_required_is_not_read_again(self, repository) -> None:
+        apply_trend(repository)
+        repository.materialize(["trend_context"])
+        context = FeastContext(repository.workspace.feature_repo, [TREND])
+        apply_trend(repository, enabled=False)
+        context.require([TREND], beside=CONTEXT_FEATURES)
+        item = entity_ids("item", 200)[3:4]
+        assert context.columns([TREND], users=item, items=item) == {"trend_context__clicks": 3.0}
+
     def test_a_column_of_text_is_refused(self, repository) -> None:
         """A pair without a row would not show it; one with a row would fail every request."""
         apply_trend(repository)

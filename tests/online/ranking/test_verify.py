@@ -102,3 +102,17 @@ def test_one_wrong_score_or_manifest_or_nan_is_counted(workspace_with_versions, 
 def test_another_moment_is_counted(workspace_with_versions, context, answers) -> None:
     later = dataclasses.replace(answers, now_seconds=answers.now_seconds + 400 * 86_400)
     assert verify(workspace_with_versions.workspace, later, context).mixed_version > 0
+
+
+def test_without_another_version_nothing_tells_answers_apart(workspace_with_versions, context, answers) -> None:
+    """A wrong score of the version that is named says nothing of what a mix would have looked like."""
+    first = answers.request == 0  # of version 1
+    scores = answers.scores[first].copy()
+    scores[0, 0] += 0.01
+    alone = Answers(
+        request=answers.request[first], users=answers.users[first], items=answers.items[first],
+        now_seconds=answers.now_seconds[first], scores=scores, version=answers.version[:1],
+        manifest_sha256=answers.manifest_sha256[:1],
+    )
+    verdict = verify(workspace_with_versions.workspace, alone, context)
+    assert (verdict.checked, verdict.wrong_scores, verdict.distinguishable) == (1, 1, 0)

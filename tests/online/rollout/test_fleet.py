@@ -2,11 +2,13 @@
 
 import pytest
 
+from online.proto import admin_pb2_grpc
 from online.proto.admin_pb2 import CpuTierStatus, HostedVersion, LoadedModel, RankerStatus
 from online.rollout.fleet import Answers, Fleet, is_away
 from online.rollout.fleet_status import CpuHost, FleetStatus
 from online.rollout.plan import Step
 from online.rpc_error import Code, RpcError
+from tests.grpc_server import grpc_server
 from tests.waiting import PATIENCE_S
 
 
@@ -61,3 +63,24 @@ def test_steps_on_a_real_cpu_host(own_workspace, host_cpu_tier) -> None:
         assert is_away(refused.value)
     finally:
         fleet.close()
+
+
+def test_a_load_may_take_longer_than_any_other_step() -> None:
+    """As long as it takes to read and hash a version: a controller that gave up would never see it loaded."""
+    remaining_s = {}
+
+    class Admin(admin_pb2_grpc.CpuTierAdminServicer):
+        def Load(self, request, context) -> CpuTierStatus:
+            remaining_s["load"] = context.time_remaining()
+            return CpuTierStatus()
+
+        def Drain(self, request, context) -> CpuTierStatus:
+            remaining_s["drain"] = context.time_remaining()
+            return CpuTierStatus()
+
+    with grpc_server(lambda server: admin_pb2_grpc.add_CpuTierAdminServicer_to_server(Admin(), server)) as address:
+        fleet = Fleet([address], [])
+        for action in ("load", "drain"):
+            fleet.run(Step(2, action, "cpu-tier", address, 1))
+        fleet.close()
+    assert 100 < remaining_s["load"] <= 630 and remaining_s["drain"] <= 63  # gRPC rounds up by some percent

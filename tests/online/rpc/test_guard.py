@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -322,6 +323,7 @@ def test_calls_of_an_audited_port_are_logged_with_version_and_outcome(roles, cap
     assert "8" in lines[0] and "caller" in lines[0] and "OK" in lines[0]
     assert "9" in lines[1] and "caller" in lines[1] and "VERSION_NOT_PUBLISHED" in lines[1]
     assert "NOT_AUTHENTICATED" in lines[2] and "caller" not in lines[2]
+    assert all(" from 'ipv4:127.0.0.1:" in line for line in lines)
 
 
 # ---- connections
@@ -333,6 +335,8 @@ def test_a_client_may_ping_as_often_as_the_limits_say_without_a_call_under_way()
             payload = number.to_bytes(8)
             connection.ping(payload)
             until(lambda payload=payload: payload in connection.pongs or connection.ended, 300)
+            answered = time.monotonic()
+            until(lambda answered=answered: time.monotonic() > answered + 0.01)  # ten times as long as it has to wait
         assert len(connection.pongs) == 10 and not connection.ended
     with served(limits=Limits(ping_interval_s=3600.0)) as (_, endpoint, _), Connection(endpoint.port) as connection:
         for number in range(10):

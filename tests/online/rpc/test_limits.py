@@ -1,6 +1,7 @@
 """When a port ends a connection: once it is idle, or old; and what becomes of the calls on it."""
 
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,10 +11,12 @@ import pytest
 
 from online.proto import lookup_pb2, lookup_pb2_grpc
 from online.rpc.limits import Limits
+from pipelines.contracts.errors import InvalidConfig
 from tests.online.http2 import call_beginning, frame
 from tests.waiting import PATIENCE_S, until
 
-DATA, GOAWAY = 0, 7
+DATA, SETTINGS, PING, GOAWAY = 0, 4, 6, 7
+MAX_STREAMS, MAX_METADATA = 3, 6  # settings
 NEVER_S = 3600.0
 
 
@@ -29,13 +32,16 @@ class Connection:
             self._socket.sendall(beginning[: len(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")] + frame(4, 0, 0, b""))
         self._bytes, self.ended = b"", False
 
-    def kinds(self) -> set[int]:
-        """Of the frames so far."""
-        kinds, rest = set(), self._bytes
+    def frames(self) -> Iterator[tuple[int, bytes]]:
+        """Kind and payload of the frames so far; of the last one, as much as is there."""
+        rest = self._bytes
         while len(rest) >= 9:
-            kinds.add(rest[3])
-            rest = rest[9 + int.from_bytes(rest[:3]) :]
-        return kinds
+            end = 9 + int.from_bytes(rest[:3])
+            yield rest[3], rest[9:end]
+            rest = rest[end:]
+
+    def kinds(self) -> set[int]:
+        return {kind for kind, _ in self.frames()}
 
     def read_until(self, kind: int) -> None:
         while kind not in self.kinds():
@@ -65,7 +71,7 @@ class Connection:
 
 
 class Lookup(lookup_pb2_grpc.LookupServicer):
-    """Answers calls named `wait` when it may, all others at once; keeps who called."""
+    """Answers calls without a name when it may, all others at once, a number with so many bytes; keeps who called."""
 
     def __init__(self) -> None:
         self.go_on, self.called, self.peers = threading.Event(), threading.Event(), []
@@ -75,7 +81,8 @@ class Lookup(lookup_pb2_grpc.LookupServicer):
         if not request.request_id:
             self.called.set()
             assert self.go_on.wait(PATIENCE_S)
-        return lookup_pb2.LookupResponse(version=7)
+        size = int(request.request_id) if request.request_id.isdigit() else 0
+        return lookup_pb2.LookupResponse(version=7, manifest_sha256="x" * size)
 
 
 @pytest.fixture
@@ -121,6 +128,58 @@ def test_an_old_connection_takes_no_new_call_and_answers_those_under_way(serve) 
     service.go_on.set()
     busy.read_until(DATA)
     busy.close()
+
+
+def test_a_call_on_an_old_connection_has_the_grace_to_end(serve) -> None:
+    port, service = serve(idle_s=NEVER_S, age_s=0.1, grace_s=0.1)
+    busy = Connection(port, with_call=True)
+    busy.read_to_its_end()
+    assert DATA not in busy.kinds() and not service.go_on.is_set()
+    busy.close()
+
+
+def test_a_connection_is_told_how_many_calls_and_how_large_metadata_it_may_have(serve) -> None:
+    port, _ = serve(streams=7, metadata_bytes=3000)
+    connection = Connection(port, with_call=False)
+    connection.read_until(SETTINGS)
+    payload = next(payload for kind, payload in connection.frames() if kind == SETTINGS)
+    settings = dict(struct.unpack_from(">HI", payload, at) for at in range(0, len(payload), 6))
+    assert (settings[MAX_STREAMS], settings[MAX_METADATA]) == (7, 3000)
+    connection.close()
+
+
+def test_a_silent_connection_is_asked_whether_anybody_is_there(serve) -> None:
+    port, _ = serve(keepalive_s=0.1, idle_s=NEVER_S, age_s=NEVER_S)
+    connection = Connection(port, with_call=False)
+    connection.read_until(PING)
+    connection.close()
+
+
+def test_a_connection_that_does_not_begin_is_ended(serve) -> None:
+    port, _ = serve(handshake_s=0.2)
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S / 5) as connection:  # gRPC itself: 120 s
+        while connection.recv(1 << 16):
+            pass
+
+
+def test_an_answer_that_is_too_large_is_not_sent(serve) -> None:
+    port, _ = serve(response_bytes=1000)
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = lookup_pb2_grpc.LookupStub(channel)
+        for size, status in ((900, "OK"), (1100, "RESOURCE_EXHAUSTED")):
+            call = stub.Lookup.future(lookup_pb2.LookupRequest(request_id=f"{size}"), timeout=PATIENCE_S)
+            assert call.code().name == status
+
+
+def test_a_request_has_room_for_twice_its_ids_and_for_names() -> None:
+    assert [Limits().for_ids(count).request_bytes for count in (0, 1000)] == [65_536, 81_536]
+    assert (Limits().for_admin().request_bytes, Limits().for_admin().call_s) == (65_536, 3600.0)
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan")])
+def test_a_limit_is_positive(value: float) -> None:
+    with pytest.raises(InvalidConfig, match="idle_s="):
+        Limits(idle_s=value)
 
 
 @pytest.mark.parametrize("limits", [{"age_s": 0.1}, {"age_s": 0.1, "idle_s": 0.02}, {"idle_s": 0.02}])

@@ -77,3 +77,35 @@ def test_a_call_that_grpc_cancels_in_the_same_moment_is_cancelled() -> None:
         assert first.cancelled() and not second.done() and len(calls) == 1
 
     asyncio.run(run())
+
+
+def test_a_short_wait_ends_beside_long_ones_that_go_on() -> None:
+    async def run() -> None:
+        calls = WaitingCalls()
+        long = asyncio.create_task(waits(calls, HOURS_S))
+        await settled()
+        for _ in range(2):  # the second begins when everybody has been looked at once
+            assert await asyncio.wait_for(waits(calls, 0.001), 60) == Code.DEADLINE.name
+        assert len(calls) == 1 and not long.done()
+        long.cancel()
+
+    asyncio.run(run())
+
+
+def test_waits_of_different_lengths_end_each() -> None:
+    async def run() -> None:
+        calls = WaitingCalls()
+        ended = await asyncio.wait_for(asyncio.gather(*(waits(calls, seconds) for seconds in (0.001, 0.1))), 60)
+        assert ended == [Code.DEADLINE.name] * 2 and len(calls) == 0
+
+    asyncio.run(run())
+
+
+def test_a_port_has_four_thousand_calls_wait_and_no_more() -> None:
+    async def run() -> None:
+        calls = WaitingCalls()
+        tasks = [asyncio.create_task(waits(calls, HOURS_S)) for _ in range(4097)]
+        await settled()
+        assert [task.done() for task in tasks] == [True] + [False] * 4096 and len(calls) == 4096
+
+    asyncio.run(run())

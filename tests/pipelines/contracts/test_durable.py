@@ -79,18 +79,32 @@ def test_removing_a_directory(tmp_path: Path) -> None:
 
 
 def test_nothing_outside_the_folder_is_removed(tmp_path: Path) -> None:
-    """Whatever leads there: `..`, a link among the parents, the folder itself, or another folder's name."""
-    own, other = tmp_path / "own", tmp_path / "other"
-    for folder in (own, other):
+    """Whatever leads there: `..`, a link, the folder itself, or another folder, of a name that begins alike, too."""
+    own, other, alike = tmp_path / "own", tmp_path / "other", tmp_path / "own-2"
+    for folder in (own, other, alike):
         (folder / "d").mkdir(parents=True)
     (own / "link").symlink_to(other)
-    outside = [own / ".." / "other" / "d", own / "link" / "d", other / "d", own, own / "d" / "..", tmp_path, Path("/")]
+    outside = [own / ".." / "other" / "d", own / "link" / "d", other / "d", alike / "d"]
+    outside += [own, own / "d" / "..", tmp_path, Path("/")]
     for path in outside:
         with pytest.raises(InvalidConfig, match="is not deleted: expected something inside"):
             remove_directory(path, within=own)
-    assert (own / "d").is_dir() and (other / "d").is_dir()
+    assert all((folder / "d").is_dir() for folder in (own, other, alike))
     remove_directory(own / "d", within=own)
     assert not (own / "d").exists()
+
+
+def test_what_lies_in_the_folder_is_removed_by_whatever_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A workspace that is reached through a link, or by a name from where the process is."""
+    own, link, here = tmp_path / "own", tmp_path / "link", Path("own")
+    link.symlink_to(own)
+    monkeypatch.chdir(tmp_path)
+    for name, within in [(own, link), (link, own), (link, link), (here, own), (own, here), (own / ".." / "own", own)]:
+        (own / "d").mkdir(parents=True)
+        remove_directory(name / "d", within=within)
+        assert not (own / "d").exists(), (name, within)
 
 
 def test_what_is_read_only_is_read_only_when_it_appears(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -37,6 +38,17 @@ def test_a_tag_that_is_missing(tag: str) -> None:
         EmbeddingView.from_tags({name: text for name, text in TAGS.items() if name != tag})
 
 
-def test_a_view_cannot_be_made_of_a_path() -> None:
-    with pytest.raises(ValueError, match="table name"):
-        EmbeddingView(7, "../../versions", "ab" * 32, datetime(2011, 7, 1, tzinfo=UTC))
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"version": 0}, "version number"),
+        ({"version": -1}, "version number"),
+        ({"table": "../../versions"}, "table name"),
+        ({"manifest_sha256": "../.."}, "SHA-256"),
+        ({"as_of": datetime(2011, 7, 1)}, "a time with its zone"),
+    ],
+)
+def test_a_view_is_made_of_nothing_else(wrong: dict, message: str) -> None:
+    """However it is made: not only of tags."""
+    with pytest.raises(ValueError, match=message):
+        replace(EmbeddingView(7, "item.kge", "ab" * 32, datetime(2011, 7, 1, tzinfo=UTC)), **wrong)

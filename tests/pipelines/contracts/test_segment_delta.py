@@ -443,13 +443,32 @@ def test_fewer_bits_than_the_base_has_rows_are_refused(tmp_path: Path, verify: b
         open_segment(tmp_path / "2", verify=verify)
 
 
-def test_another_whole_segment_in_the_place_of_base_or_overlay_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("name", ["base", "overlay"])
+def test_another_whole_segment_in_the_place_of_base_or_overlay_is_refused(
+    tmp_path: Path, name: str, verify: bool
+) -> None:
+    ids = random_ids(500, seed=1)
+    for number in (1, 3):
+        rows = random_rows(ids, seed=number)
+        full(tmp_path / f"{number}", rows)
+        newer(tmp_path / f"{number + 1}", rows | random_rows(ids[:20], seed=number + 10), tmp_path / f"{number}")
+    (tmp_path / "2" / name).rename(tmp_path / "away")
+    (tmp_path / "4" / name).rename(tmp_path / "2" / name)
+    with pytest.raises(IntegrityError, match=rf"{name}/segment\.json is corrupted"):
+        open_segment(tmp_path / "2", verify=verify)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("name", ["base", "overlay"])
+def test_a_base_or_overlay_of_another_kind_of_table_is_refused(tmp_path: Path, name: str, verify: bool) -> None:
+    """Every hash is right."""
     ids = random_ids(500, seed=1)
     rows = random_rows(ids, seed=2)
     full(tmp_path / "1", rows)
-    for version, changed in (("2", ids[:20]), ("3", ids[20:40])):
-        newer(tmp_path / version, rows | random_rows(changed, seed=3), tmp_path / "1")
-    (tmp_path / "2" / "overlay").rename(tmp_path / "away")
-    (tmp_path / "3" / "overlay").rename(tmp_path / "2" / "overlay")
-    with pytest.raises(IntegrityError, match=r"overlay/segment\.json is corrupted"):
-        open_segment(tmp_path / "2")
+    newer(tmp_path / "2", rows | random_rows(ids[:20], seed=3), tmp_path / "1")
+    reseal(tmp_path / "2" / name, lambda header: header["table"].update(hash_seed=1))
+    file = f"{name}/segment.json"
+    reseal(tmp_path / "2", lambda header: header["files"].update({file: sha256_of(tmp_path / "2" / file)}), DELTA_NAME)
+    with pytest.raises(IntegrityError, match=rf"2/{name} does not fit delta\.json: expected a table like"):
+        open_segment(tmp_path / "2", verify=verify)

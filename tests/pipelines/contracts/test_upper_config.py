@@ -41,6 +41,15 @@ WRONG: dict[str, tuple[Callable[[dict], object], str]] = {
     "a thousand million layers": (lambda raw: raw.update(cross_layers=10**9), r"cross_layers.*got 1,000,000,000"),
     "no rank": (lambda raw: raw.update(cross_rank=0), r"cross_rank: expected 1 to"),
     "two million units": (lambda raw: raw.update(hidden=[8, 2_000_000]), r"units of a hidden layer.*got 2,000,000"),
+    "a unit too many": (lambda raw: raw.update(hidden=[8, MAX_WIDTH + 1]), r"units of a hidden layer.*got 16,385"),
+    "a layer without units": (lambda raw: raw.update(hidden=[8, 0]), r"units of a hidden layer: expected 1 to"),
+    "a rank too many": (lambda raw: raw.update(cross_rank=MAX_WIDTH + 1), r"cross_rank: expected 1 to.*got 16,385"),
+    "a task too many": (
+        lambda raw: raw.update(tasks=[f"t{n}" for n in range(MAX_WIDTH + 1)]), r"tasks: expected 1 to.*got 16,385"
+    ),
+    "a feature too many": (
+        lambda raw: raw.update(context=raw["context"] * (MAX_WIDTH + 1)), r"context features.*got 16,385"
+    ),
     "deep": (lambda raw: raw.update(hidden=[1] * (MAX_LAYERS + 1)), r"hidden layers.*got 65"),
     "certain dropout": (lambda raw: raw.update(dropout=1), r"dropout: expected a probability"),
     "dropout that is no number": (lambda raw: raw.update(row_dropout=float("nan")), r"row_dropout.*got nan"),

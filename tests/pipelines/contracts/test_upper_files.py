@@ -18,7 +18,7 @@ from pipelines.contracts.upper_files import load_upper_model, prove_published_mo
 from pipelines.contracts.upper_model import UpperModel
 from pipelines.contracts.workspace import Workspace
 from pipelines.publish import publish
-from tests.planted_models import DAMAGES, configured
+from tests.planted_models import DAMAGES, configured, plant
 from tests.releases import write_candidate
 
 CONFIG = UpperConfig(
@@ -118,6 +118,13 @@ class TestPublished:
         load_upper_model(directory / "upper")
         with pytest.raises(IntegrityError, match=rf"{file} is corrupted: expected sha256 {'[0-9a-f]' * 64}"):
             prove_published_model(workspace.versions.manifest(1), directory)
+
+    def test_a_model_of_other_tables_than_the_manifests_is_refused(self, workspace: Workspace) -> None:
+        """Published before anybody compared them: every hash is right."""
+        damage, message = DAMAGES["another table's width"]
+        plant(workspace, 1, damage)
+        with pytest.raises(IntegrityError, match=message):
+            prove_published_model(workspace.versions.manifest(1), workspace.versions.path(1))
 
     def test_what_is_built_is_what_was_proved(self, workspace: Workspace) -> None:
         """Both files are replaced after the proof by those of another model."""
