@@ -10,20 +10,20 @@ from online.rpc_error import Code, RpcError
 __all__ = ["Admission"]
 
 MEMORY = 1 / 16  # weight of the latest request in the mean time of one
-MARGIN = 1.5  # who is let in to wait is to be answered in time, even if it takes longer than it does in the mean
+MARGIN = 1.5  # a request that may wait is to be answered in time, even if it takes longer than the mean
 
 
 class Admission:
     """At most `slots` requests inside and `queue` waiting, in the order in which they came.
 
     ```
-    enter ──► a free slot ─────────────────► inside ──► leave: the slot goes straight to who has waited longest
+    enter ──► a free slot ─────────────────► inside ──► leave: the slot goes to the request that has waited longest
          ├──► no free slot ────────────────► waits ───► its call ends, by its deadline or by its client
          └──► the queue is full, or its turn would come too late ──► OVERLOADED, at once
     ```
 
-    Under overload a server thus works at its full rate on requests that still can be answered in time, and who cannot
-    be knows at once. For the coroutines of one event loop: there is no lock.
+    Under overload a server thus works at its full rate on requests that can still be answered in time, and refuses the
+    others at once. For the coroutines of one event loop: there is no lock.
 
     Args:
         slots: more than 0.
@@ -75,7 +75,7 @@ class Admission:
             )
 
     async def enter(self, remaining_s: float | None = None) -> float:
-        """Wait for a slot, which is the caller's until `leave`; the seconds waited. Who is cancelled gets none.
+        """Wait for a slot, which is the caller's until `leave`; returns the seconds waited. Cancelled, it gets none.
 
         Args:
             remaining_s: until the request's deadline; None: it has none.
@@ -84,7 +84,7 @@ class Admission:
             RpcError: OVERLOADED, at once, when the queue is full, or the deadline is too near for this request's turn
                 to come; DEADLINE, when it is over, or so near that the answer would come too late.
         """
-        if self.in_flight < self.slots:  # then nobody waits: a freed slot goes to who waits, if anybody does
+        if self.in_flight < self.slots:  # then none waits: a freed slot goes to a waiting request, if there is one
             self.in_flight += 1
             return 0.0
         self.check(remaining_s)

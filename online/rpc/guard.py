@@ -51,8 +51,8 @@ class Guard:
                                           answers
     ```
 
-    Everything but the work is done by coroutines of one event loop. Until its message is there, a call thus costs
-    nothing that another one could be waiting for; after its work is done, too. gRPC itself ends a call at its deadline,
+    Everything but the work is done by coroutines of one event loop. Before its message is there, and after its work is
+    done, a call thus holds nothing that another call could be waiting for. gRPC itself ends a call at its deadline,
     also one whose answer is not read: that is why every call has to have one.
 
     Methods are plain functions of a message and a `Call`, as generated servicers have them. They run in a thread of the

@@ -92,7 +92,7 @@ class Endpoint:
         audited: whether every call is logged, with its outcome.
 
     Attributes:
-        admission: who is worked on, and who waits for his turn.
+        admission: which calls are worked on, and which wait for their turn.
         waiting: calls that wait for their clients.
 
     Raises:

@@ -11,22 +11,22 @@ from online.rpc_error import Code, RpcError
 __all__ = ["WaitingCalls"]
 
 MOST = 4096
-LOOK_S = 1.0  # between two looks at who waits, at most
+LOOK_S = 1.0  # longest time between two looks at the calls that wait
 
 
 class WaitingCalls:
     """Bounds how long a call waits for its client, and how many do: one more ends the one that waits longest.
 
-    Such a call costs a coroutine, some ten kilobytes, and nothing else. A client that means it sends its message within
-    milliseconds, so it is never among the oldest of many. For the coroutines of one event loop.
+    Such a call costs a coroutine and nothing else. An ordinary client sends its message within milliseconds, so its
+    call is never among the oldest of many. For the coroutines of one event loop.
 
     ```
     with waiting.at_most(10.0):
         message = await context.read()
     ```
 
-    Nobody has a timer of his own, which costs as much as the rest of a small call's way: all are looked at together,
-    so that a call may wait a quarter longer than it is allowed, or a second.
+    One timer serves all calls, so a call may wait longer than it is allowed: by a quarter of that time, or by a second
+    if that is less.
 
     Args:
         most: calls at a time.
