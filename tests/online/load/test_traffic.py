@@ -73,7 +73,7 @@ def test_a_stall_shows_in_every_request_it_held_up_of_an_open_loop_but_in_one_of
 
         traffic = lookup_traffic(
             [stalling(WARM_REQUESTS + 20, stall)], POPULATION, version=1, table="item.kge", batch=4, requests=200,
-            seconds=0.0, seed=0, timeout_s=600.0, clock=clock, **loop,
+            seconds=0.0, seed=0, timeout_s=PATIENCE_S, clock=clock, **loop,
         )
         summary = traffic.summary()
         assert (summary["requests"], summary["failed"]) == (200, 0)
