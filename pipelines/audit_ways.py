@@ -3,7 +3,8 @@
 Each is a function of ascending, distinct ids, int64 (B,), to rows, uint8 (B, row_bytes), and found, bool (B,).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -84,8 +85,8 @@ def offline(store: Any, manifest: Manifest, spec: TableSpec) -> Way:
 
     def ask(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         moments = pd.DataFrame({spec.entity: ids, "event_timestamp": pd.Timestamp(manifest.as_of)})
-        answer: pa.Table = store.get_historical_features(entity_df=moments, features=[reference]).to_arrow()
-        _forget_frames()
+        with _leaving_no_views():
+            answer: pa.Table = store.get_historical_features(entity_df=moments, features=[reference]).to_arrow()
         answered, answered_found = _as_rows(answer[EmbeddingView.FEATURE], spec)
         place = np.searchsorted(ids, answer[spec.entity].to_numpy())  # they come in any order
         rows, found = np.zeros((len(ids), spec.row_bytes), np.uint8), np.zeros(len(ids), bool)
@@ -95,14 +96,27 @@ def offline(store: Any, manifest: Manifest, spec: TableSpec) -> Way:
     return ask
 
 
-def _forget_frames() -> None:
-    """Ibis leaves every frame that Feast gave it with its DuckDB connection: 16 bytes for each row ever asked."""
+@contextmanager
+def _leaving_no_views() -> Iterator[None]:
+    """Feast's offline store leaves two views with its DuckDB connection each time it is asked: a frame and a file.
+
+    A frame holds an id and a moment, 16 bytes, for each row ever asked.
+    """
     import ibis
 
     connection = ibis.get_backend().con
-    views = "SELECT view_name FROM duckdb_views() WHERE temporary AND view_name LIKE 'ibis_pandas_memtable_%'"
-    for (name,) in connection.execute(views).fetchall():
-        connection.unregister(name)
+
+    def views() -> set[str]:
+        named = "SELECT view_name FROM duckdb_views() WHERE temporary AND NOT internal"
+        return {name for (name,) in connection.execute(named).fetchall()}
+
+    before = views()
+    try:
+        yield
+    finally:
+        for name in views() - before:
+            connection.unregister(name)  # only frames
+            connection.execute(f'DROP VIEW IF EXISTS "{name}"')
 
 
 def _reference(store: Any, manifest: Manifest, spec: TableSpec) -> str:

@@ -187,14 +187,14 @@ def test_an_id_that_the_offline_store_answers_twice(
     assert report["tables"][TABLE]["first_different"] == {"offline": [int(IDS[60])]} and report["rows_different"] == 1
 
 
-def test_no_frame_of_ids_is_kept(own_workspace: FeastRepository) -> None:
-    def kept() -> list[tuple[str]]:
+def test_no_view_is_left(own_workspace: FeastRepository) -> None:
+    def left() -> list[tuple[str]]:
         views = "SELECT view_name FROM duckdb_views() WHERE temporary AND NOT internal ORDER BY view_name"
         return ibis.get_backend().con.execute(views).fetchall()
 
-    before = kept()
+    before = left()
     audit(own_workspace.workspace, 1, sample=20)
-    assert kept() == before
+    assert left() == before
 
 
 def test_a_view_of_another_manifest(own_workspace: FeastRepository) -> None:
