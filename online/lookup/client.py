@@ -31,6 +31,7 @@ _RETRYABLE = frozenset({Code.LOOKUP_UNAVAILABLE, Code.DEADLINE, Code.OVERLOADED,
 _ONCE_PER_REPLICA = frozenset({Code.DEADLINE, Code.VERSION_NOT_AVAILABLE})
 _METHOD = lookup_pb2.DESCRIPTOR.services_by_name["Lookup"].methods_by_name["Lookup"]
 _SHA256_CHARACTERS = 64
+_ID = np.dtype("<i8")
 
 Answers = dict[tuple[int, str], dict[int, VersionRows]]
 """Rows by the version they name, number and hash of the manifest, and by the shard that answered them."""
@@ -271,16 +272,13 @@ class _Part(RetryingCall):
         return self._shard[0] if self._shard else 0
 
     def _request(self, request_id: str) -> lookup_pb2.LookupRequest:
-        return lookup_pb2.LookupRequest(
+        request = lookup_pb2.LookupRequest(
             request_id=request_id, accepted_versions=self._accepted,
-            tables=[
-                lookup_pb2.TableIds(
-                    name=name, ids=np.asarray(ids, "<i8").tobytes(), versions=self._only.get(name, ())
-                )
-                for name, ids in self._ids.items()
-            ],
             shard=self._shard and lookup_pb2.Shard(index=self._shard[0], count=self._shard[1]),
         )
+        for name, ids in self._ids.items():
+            request.tables.add(name=name, ids=np.asarray(ids, _ID).tobytes(), versions=self._only.get(name))
+        return request
 
     def accept_only(self, version: int) -> None:
         """Be ready to ask anew, for this version."""
@@ -291,12 +289,12 @@ class _Part(RetryingCall):
     def rows(self) -> VersionRows:
         """Wait for what was started, or ask now. Raises `RpcError`."""
         answer = self.result()
-        version, manifest, asked = answer.version, answer.manifest_sha256, self._ids
+        version, manifest, tables, asked = answer.version, answer.manifest_sha256, answer.tables, self._ids
         if self._only:
             asked = {name: ids for name, ids in asked.items() if version in self._only.get(name, (version,))}
-        fits = version in self._accepted and len(manifest) <= _SHA256_CHARACTERS and len(answer.tables) == len(asked)
+        fits = version in self._accepted and len(manifest) <= _SHA256_CHARACTERS and len(tables) == len(asked)
         rows, found = {}, {}
-        for (name, ids), table in zip(asked.items(), answer.tables, strict=False):
+        for (name, ids), table in zip(asked.items(), tables, strict=False):
             size, row_bytes, packed, mask = len(ids), table.row_bytes, table.rows, table.found
             fits = (
                 fits and table.name == name and len(mask) == size and row_bytes > 0

@@ -1,6 +1,7 @@
 """The CPU tier's services: rows of several versions at once, each request answered from one, which the answer names."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,6 +35,12 @@ def packed_ids(raw: bytes, what: str) -> np.ndarray:
     return np.frombuffer(raw, ID)
 
 
+class _Asked(NamedTuple):
+    name: str
+    ids: np.ndarray  # int64 (B,)
+    versions: Collection[int]  # that have this table; empty: all
+
+
 class LookupService(lookup_pb2_grpc.LookupServicer):
     """Answers `Lookup`: packed ids in, packed rows and found mask out; no Python per id.
 
@@ -56,52 +63,52 @@ class LookupService(lookup_pb2_grpc.LookupServicer):
 
     def Lookup(self, request: lookup_pb2.LookupRequest, call: Call) -> lookup_pb2.LookupResponse:
         with ServedRequest("lookup", request.request_id) as served:
-            self._check(request)
+            asked = self._asked(request)
             hosted = self._versions.hold(request.accepted_versions, request.request_id)
             served.version = hosted.version
-            return self._answer(hosted, request)
+            return self._answer(hosted, asked)
 
-    def _check(self, request: lookup_pb2.LookupRequest) -> None:
-        """Raise the error of what is answered by no version here."""
-        tables, accepted = len(request.tables), len(request.accepted_versions)
-        if not tables:
+    def _asked(self, request: lookup_pb2.LookupRequest) -> list[_Asked]:
+        """What the request asks for; raises the error of what is answered by no version here."""
+        # Read once: protobuf copies bytes and wraps messages each time that one asks for them.
+        asked = [_Asked(table.name, packed_ids(table.ids, table.name), table.versions) for table in request.tables]
+        if not asked:
             raise no_tables()
-        ids = sum([len(table.ids) for table in request.tables]) // 8
-        named = max([len(table.versions) for table in request.tables])
-        if ids > self._max_ids or tables > MAX_TABLES or max(accepted, named) > MAX_VERSIONS:
+        ids, accepted = sum([len(table.ids) for table in asked]), len(request.accepted_versions)
+        named = max([len(table.versions) for table in asked])
+        if ids > self._max_ids or len(asked) > MAX_TABLES or max(accepted, named) > MAX_VERSIONS:
             raise RpcError(
                 Code.BATCH_TOO_LARGE, "request",
                 expected=f"at most {self._max_ids} ids, {MAX_TABLES} tables, {MAX_VERSIONS} versions accepted or of a "
                 "table",
-                got=f"{ids} ids, {tables} tables, {accepted} and {named} versions",
+                got=f"{ids} ids, {len(asked)} tables, {accepted} and {named} versions",
                 remedy="Split it into several requests and accept only the first answer's version in the others.",
             )
         if request.HasField("shard") or self._shard.count > 1:
             index, count = request.shard.index, request.shard.count or 1
             if index != self._shard.index or count != self._shard.count:
                 raise self._wrong_shard(f"a request cut for shard {index}/{count}")
-
-    def _answer(self, hosted: HostedVersion, request: lookup_pb2.LookupRequest) -> lookup_pb2.LookupResponse:
-        """Rows of a version that is held for this request, and is not any more afterwards."""
-        answer = None
-        try:
-            tables = []
-            for asked in request.tables:
-                if asked.versions and hosted.version not in asked.versions:
-                    continue
-                name, ids = asked.name, packed_ids(asked.ids, asked.name)
-                if strays := self._shard.strays(ids):
-                    raise self._wrong_shard(f"{strays} of {len(ids)} ids of {printable(name)} that fall into others")
-                rows, found = hosted.lookup(name, ids)
-                tables.append(
-                    lookup_pb2.TableRows(name=name, row_bytes=rows.shape[1], rows=rows.tobytes(), found=found.tobytes())
+        for table in asked:
+            if strays := self._shard.strays(table.ids):
+                raise self._wrong_shard(
+                    f"{strays} of {len(table.ids)} ids of {printable(table.name)} that fall into others"
                 )
+        return asked
+
+    def _answer(self, hosted: HostedVersion, asked: list[_Asked]) -> lookup_pb2.LookupResponse:
+        """Rows of a version that is held for this request, and is not any more afterwards."""
+        answered = False
+        try:
+            answer = lookup_pb2.LookupResponse(version=hosted.version, manifest_sha256=hosted.manifest_sha256)
+            for name, ids, versions in asked:
+                if versions and hosted.version not in versions:
+                    continue
+                rows, found = hosted.lookup(name, ids)
+                answer.tables.add(name=name, row_bytes=rows.shape[1], rows=rows.tobytes(), found=found.tobytes())
                 metrics.count_found(name, found)
-            answer = lookup_pb2.LookupResponse(
-                version=hosted.version, manifest_sha256=hosted.manifest_sha256, tables=tables
-            )
+            answered = True
         finally:
-            self._versions.release(hosted, answered=answer is not None)
+            self._versions.release(hosted, answered=answered)
         metrics.count_answer("cpu-tier", hosted.version)
         return answer
 

@@ -129,7 +129,7 @@ class Guard:
         self.unread.check(connection)
         raw = await self._waiting.message(context, min(self._limits.message_s, remaining_s))
         request = parsed(raw, handler.request_deserializer)
-        served.know(request)
+        served.request = request
         deadline = time.monotonic() + remaining_s - (time.perf_counter() - arrived)
 
         def work(waited_s: float) -> bytes:
@@ -151,17 +151,22 @@ class _Served:
     """A call as far as it is known.
 
     Attributes:
-        name: for the log, and for the client if the call fails by a defect.
-        version: that the request names, if it does.
+        request: once it was read.
         counted: whether the service is at it, which counts and logs what becomes of its requests.
     """
 
-    __slots__ = ("caller", "counted", "name", "version")
+    __slots__ = ("_method", "caller", "counted", "request")
 
     def __init__(self, method: str) -> None:
-        self.name, self.caller, self.version, self.counted = method, "", 0, False
+        self._method, self.caller, self.request, self.counted = method, "", None, False
 
-    def know(self, request: Any) -> None:
-        if request_id := getattr(request, "request_id", ""):
-            self.name = f"request {printable(request_id)}"
-        self.version = getattr(request, "version", 0)
+    @property
+    def name(self) -> str:
+        """For the log, and for the client if the call fails by a defect."""
+        request_id = getattr(self.request, "request_id", "")
+        return f"request {printable(request_id)}" if request_id else self._method
+
+    @property
+    def version(self) -> int:
+        """That the request names, if it does."""
+        return getattr(self.request, "version", 0)

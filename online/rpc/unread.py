@@ -1,7 +1,5 @@
 """Answers that were given to gRPC and that their clients have not read yet."""
 
-from collections import Counter
-
 from online.rpc_error import Code, RpcError
 
 __all__ = ["UnreadAnswers"]
@@ -21,7 +19,7 @@ class UnreadAnswers:
 
     def __init__(self, *, of_connection: int, of_all: int) -> None:
         self._of_connection, self._of_all = of_connection, of_all
-        self._by_connection: Counter[str] = Counter()
+        self._by_connection: dict[str, int] = {}
         self.total = 0
 
     def check(self, connection: str, size: int = 0) -> None:
@@ -37,12 +35,12 @@ class UnreadAnswers:
 
     def add(self, connection: str, size: int) -> None:
         """An answer of `size` bytes was given to gRPC."""
-        self._by_connection[connection] += size
+        self._by_connection[connection] = self._by_connection.get(connection, 0) + size
         self.total += size
 
     def remove(self, connection: str, size: int) -> None:
         """It was read, or its call has ended."""
         self.total -= size
-        self._by_connection[connection] -= size
-        if not self._by_connection[connection]:
-            del self._by_connection[connection]
+        left = self._by_connection.pop(connection, 0) - size  # 0: what is left is empty answers
+        if left:
+            self._by_connection[connection] = left

@@ -29,7 +29,8 @@ from pipelines.contracts.durable import replacing_file
 from pipelines.contracts.errors import InvalidConfig
 
 __all__ = [
-    "MIN_ROUNDS", "Result", "Side", "Timing", "bounded", "interleave", "interval_of_ratio", "measured", "overhead",
+    "MIN_ROUNDS", "Result", "Side", "Timing", "bounded", "interleave", "interval_of_ratio", "measured",
+    "median_with_interval", "overhead",
     "ratio_by_round", "show", "sizes_compared", "speeds_compared", "write_results",
 ]
 
@@ -148,13 +149,17 @@ def ratio_by_round(ours: Sequence[float], rival: Sequence[float]) -> tuple[float
     """Median over rounds of `ours / rival`, and its 95 % interval by bootstrap over rounds.
 
     For few long turns on a machine with fast and slow minutes: both turns of a round mostly fall into the same one,
-    while each side's own median jumps from what it is in the fast ones to what it is in the slow ones. And for figures
-    of several pairs of processes, which differ among themselves.
+    while each side's own median jumps from what it is in the fast ones to what it is in the slow ones.
     """
-    ratios = np.asarray(ours, float) / np.asarray(rival, float)
-    drawn = np.random.default_rng(0).integers(len(ratios), size=(RESAMPLES, len(ratios)))
-    low, high = np.quantile(np.median(ratios[drawn], axis=1), [0.025, 0.975])
-    return float(np.median(ratios)), (float(low), float(high))
+    return median_with_interval(np.asarray(ours, float) / np.asarray(rival, float))
+
+
+def median_with_interval(figures: Sequence[float] | np.ndarray) -> tuple[float, tuple[float, float]]:
+    """Median of figures (N,), and its 95 % interval by bootstrap."""
+    figures = np.asarray(figures, float)
+    drawn = np.random.default_rng(0).integers(len(figures), size=(RESAMPLES, len(figures)))
+    low, high = np.quantile(np.median(figures[drawn], axis=1), [0.025, 0.975])
+    return float(np.median(figures)), (float(low), float(high))
 
 
 def speeds_compared(

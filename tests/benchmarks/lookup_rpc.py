@@ -44,9 +44,11 @@ def against_echo(serving: Serving) -> Iterator[Result]:
     address, batch = serving.fleet().cpu_tiers[0].address, serving.sizes.batch
     client, random, known = LookupClient([address]), np.random.default_rng(0), serving.ids("item")
     request_bytes, reply_bytes = _message_sizes(serving, address)
-    _, port = serving.start("tests.benchmarks.echo_server", str(reply_bytes))
-    channel = grpc.insecure_channel(f"127.0.0.1:{port}")
-    echo = channel.unary_unary(echo_server.METHOD)
+    channels = [
+        grpc.insecure_channel(f"127.0.0.1:{serving.start('tests.benchmarks.echo_server', str(reply_bytes), *how)[1]}")
+        for how in ((), ("--polls-as-ours",))
+    ]
+    echo, echo_polling = (channel.unary_unary(echo_server.METHOD) for channel in channels)
     message = bytes(request_bytes)
     over_socket = SocketClient(serving.socket_server()[0])
 
@@ -56,15 +58,17 @@ def against_echo(serving: Serving) -> Iterator[Result]:
     sides = {
         "ours": Side("LookupClient to a CPU host", lambda asked: client.lookup([1], {TABLE: asked}), ids),
         "echo": Side("grpc echo of as many raw bytes", lambda _: echo(message, timeout=2), ids),
+        "echo_polling": Side("that echo, polling as ours", lambda _: echo_polling(message, timeout=2), ids),
         "socket": Side("the same messages over a Unix socket", lambda asked: over_socket.lookup(1, TABLE, asked), ids),
     }
     timings = interleave(list(sides.values()), rounds=serving.sizes.short_rounds, label="lookup over gRPC")
-    client.close(), over_socket.close(), channel.close()
-    ours, rival, socket = (timings[side.name] for side in sides.values())
+    for opened in (client, over_socket, *channels):
+        opened.close()
+    ours, rival, polling, socket = (timings[side.name] for side in sides.values())
     said = {
         "batch": batch, "rows": serving.sizes.rows, "request_bytes": request_bytes, "reply_bytes": reply_bytes,
         "threads": 1, "rounds": len(ours.rounds), "calls_a_round": ours.calls, "server": "grpc.aio",
-        "parts_us": _parts(serving),
+        "parts_us": _parts(serving), "vs_echo_polling_as_ours": ours.seconds / polling.seconds,
         "rounds_us": {key: [s * 1e6 for s in timings[side.name].rounds] for key, side in sides.items()},
     }
     yield overhead(

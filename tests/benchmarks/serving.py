@@ -39,6 +39,7 @@ class Sizes:
         calls: requests a round of a latency comparison.
         short_rounds, short_calls: the same where a ratio is asked for within a few percent: many short rounds, since
             what a machine does beside it changes within seconds.
+        rank_rounds, rank_calls: the same of rank requests, which take a tenth of a second, to one pair of processes.
         pairs: of processes, ours and the rival's, that such a ratio is asked of: of two that do the same, one is often
             a percent or two faster than the other for as long as they live.
         burst_s: seconds of a round in which a server is saturated.
@@ -51,15 +52,19 @@ class Sizes:
     calls: int
     short_rounds: int
     short_calls: int
+    rank_rounds: int
+    rank_calls: int
     pairs: int
     burst_s: float
 
 
 FULL = Sizes(
-    rows=200_000, candidates=500, batch=512, rounds=5, calls=300, short_rounds=80, short_calls=50, pairs=8, burst_s=6.0
+    rows=200_000, candidates=500, batch=512, rounds=5, calls=300, short_rounds=80, short_calls=50, rank_rounds=60,
+    rank_calls=3, pairs=8, burst_s=6.0
 )
 QUICK = Sizes(
-    rows=400, candidates=20, batch=32, rounds=5, calls=5, short_rounds=5, short_calls=5, pairs=2, burst_s=0.3
+    rows=400, candidates=20, batch=32, rounds=5, calls=5, short_rounds=5, short_calls=5, rank_rounds=5, rank_calls=5,
+    pairs=2, burst_s=0.3
 )
 
 
