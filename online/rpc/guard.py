@@ -21,6 +21,7 @@ from online.rpc_error import RpcError, abort, rpc_error_of
 __all__ = ["Call", "Guard"]
 
 Handler = grpc.RpcMethodHandler
+GIVEN_UP_S = 0.1  # after a call has ended without a message, until it is taken for one of a wrong client
 
 
 class Call(NamedTuple):
@@ -128,6 +129,8 @@ class Guard:
         admission.check(remaining_s)  # before the message: under overload, it is reading that costs
         self.unread.check(connection)
         raw = await self._waiting.message(context, min(self._limits.message_s, remaining_s))
+        if raw is None:  # also of a call that was given up, which gRPC says, by ending this, only now
+            await asyncio.sleep(GIVEN_UP_S)
         request = parsed(raw, handler.request_deserializer)
         served.request = request
         deadline = time.monotonic() + remaining_s - (time.perf_counter() - arrived)

@@ -49,6 +49,8 @@ def test_one_more_than_may_wait_is_refused() -> None:
 
 def test_a_function_whose_caller_is_cancelled_keeps_its_slot_until_it_ends() -> None:
     async def test(executor: Executor) -> None:
+        wrong = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: wrong.append(context))
         inside, go = threading.Event(), threading.Event()
         first = asyncio.create_task(executor.run(lambda _: (inside.set(), go.wait(600))))
         await asyncio.to_thread(inside.wait, 600)
@@ -62,6 +64,7 @@ def test_a_function_whose_caller_is_cancelled_keeps_its_slot_until_it_ends() -> 
         go.set()
         assert await second == "second"
         assert executor.admission.in_flight == 0
+        assert not wrong, "its result is nobody's"
 
     run(test)
 

@@ -11,7 +11,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from online.observe import metrics
 from online.proto import admin_pb2, admin_pb2_grpc, lookup_pb2, lookup_pb2_grpc
+from online.rpc import guard
 from online.rpc.channel import open_channel
 from online.rpc.limits import Limits
 from online.rpc.server import Endpoint
@@ -299,6 +301,23 @@ def test_a_stream_without_a_message_is_refused() -> None:
 
 
 # ---- what is written down
+
+
+def requests_by_code() -> dict[str, float]:
+    samples = (sample for metric in metrics.registry.collect() for sample in metric.samples)
+    return {s.labels["code"]: s.value for s in samples if s.name == "facet_requests_total"}
+
+
+def test_a_call_that_is_given_up_before_its_message_is_counted_as_cancelled(monkeypatch) -> None:
+    monkeypatch.setattr(guard, "GIVEN_UP_S", 600.0)
+    before = requests_by_code()
+    with served() as (_, endpoint, channel), silence() as over:
+        calls = [silent(channel, over) for _ in range(20)]
+        until(lambda: len(endpoint.waiting) == 20)
+        for call in calls:
+            call.cancel()
+        until(lambda: requests_by_code().get("CANCELLED", 0) == before.get("CANCELLED", 0) + 20)
+        assert requests_by_code().get("MALFORMED_REQUEST") == before.get("MALFORMED_REQUEST")
 
 
 def test_calls_of_an_audited_port_are_logged_with_version_and_outcome(roles, caplog) -> None:

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from online.proto import lookup_pb2, rank_pb2
+from online.rpc import message
 from online.rpc.message import MAX_FIELDS, parsed
 from online.rpc_error import Code, RpcError
 
@@ -76,3 +77,10 @@ def test_any_bytes_are_a_message_or_refused(raw) -> None:
         parsed(raw, lookup_pb2.LookupRequest.FromString)
     except RpcError as error:
         assert error.code in (Code.MALFORMED_REQUEST, Code.BATCH_TOO_LARGE)
+
+
+def test_a_number_of_more_than_64_bits_is_not_read_to_its_end() -> None:
+    """It could be as long as the message, and each step would take as long as it is."""
+    assert message._number(b"\xff" * 9 + b"\x01", 0) == (2**64 - 1, 10)
+    with pytest.raises(IndexError, match="64 bits"):
+        message._number(b"\xff" * 10 + b"\x01", 0)

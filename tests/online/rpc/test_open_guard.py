@@ -23,6 +23,8 @@ def test_of_health_only_the_check_is_offered() -> None:
         with pytest.raises(grpc.RpcError) as caught:
             next(watched)
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        listed = health_pb2_grpc.HealthStub(channel).List.future(health_pb2.HealthListRequest(), timeout=WAIT_S)
+        assert code_of(listed) == "UNIMPLEMENTED"
 
 
 @pytest.mark.parametrize("code", WRONG)

@@ -1,14 +1,18 @@
 """A port: who may take it, whose role it asks for, and what it shows of its queue."""
 
+import socket
+
 import pytest
 
 from online.observe import metrics
+from online.rpc import server
 from online.rpc.server import Endpoint
 from online.security.credentials import ServerSecurity
 from online.security.roles import token_sha256
 from pipelines.contracts.errors import InvalidConfig
 from tests.holding import holding
 from tests.online.rpc.test_guard import AUTHORIZED, TOKEN, ask, code_of, served
+from tests.waiting import PATIENCE_S, until
 
 
 @pytest.fixture
@@ -42,6 +46,27 @@ def test_a_port_asks_for_the_role_that_it_is_given_else_for_that_of_its_name(rol
 def test_a_role_that_nobody_can_have_is_refused(roles) -> None:
     with pytest.raises(InvalidConfig, match=r"role of lookup: expected one of \['lookup', .*got 'nobody'"):
         Endpoint("lookup", "127.0.0.1", 0, 1, security=roles, role="nobody")
+
+
+def test_a_port_that_is_stopped_takes_nothing_new_and_answers_what_is_under_way(monkeypatch) -> None:
+    monkeypatch.setattr(server, "STOP_GRACE_S", PATIENCE_S)
+    with served() as (service, endpoint, channel):
+        call = ask(channel)
+        until(lambda: service.inside == 1)
+        ended = endpoint.stop()
+        until(lambda: refused(endpoint.port))
+        service.go.release()
+        assert code_of(call) == "OK"
+        assert ended.wait(PATIENCE_S)
+
+
+def refused(port: int) -> bool:
+    """Whether nobody can connect any more."""
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except ConnectionRefusedError:
+        return True
+    return False
 
 
 def test_metrics_show_the_queue_of_requests() -> None:
