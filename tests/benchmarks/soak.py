@@ -6,10 +6,9 @@ python -m tests.benchmarks.soak --minutes 1     shorter: says less
 ```
 
 Ranking and lookups from several threads, broken requests among them, hostile clients at every port, and one rollout
-after another; meanwhile memory
-that no file backs and open descriptors of every process are noted. A process has grown if the median of its last third
-lies above that of its second third by more than the bound: what fills up once, such as a cache or an arena of the
-allocator, has done so by then.
+after another; meanwhile memory that no file backs and open descriptors of every process are noted. A process has grown
+if the median of its last third lies above that of its second third by more than the bound: what fills up once, such as
+a cache or an arena of the allocator, has done so by then.
 """
 
 import json
