@@ -25,6 +25,7 @@ from tests.benchmarks.harness import (
 )
 from tests.benchmarks.memory import run_watched
 from tests.benchmarks.synthetic import BLOCK_ROWS, DIM, ascending_ids, packed_rows
+from tests.waiting import PROGRAM_S
 
 ROOT = Path(__file__).resolve().parents[2]
 FIELDS = {"name", "ours", "rival", "rival_name", "ratio", "unit", "conditions"}
@@ -49,7 +50,7 @@ def run(tmp_path: Path, module: str, *options: str) -> dict[str, dict]:
     output = tmp_path / "reports" / "figures.json"
     module = f"tests.benchmarks.{module}"
     command = [sys.executable, "-m", module, "--output", str(output), "--scratch", str(tmp_path), *options]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500, check=False)
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PROGRAM_S, check=False)
     assert ended.returncode == 0, ended.stderr[-4000:]
     results = json.loads(output.read_text())["results"]
     assert all(set(result) == FIELDS for result in results)

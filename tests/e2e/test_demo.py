@@ -17,6 +17,7 @@ from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
 
 from pipelines.contracts.manifest import Manifest
 from pipelines.contracts.workspace import Workspace
+from tests.waiting import PROGRAM_S
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -49,7 +50,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Com
 def run_demo(home: Path) -> subprocess.CompletedProcess[str]:
     command = [BIN / "facet", "demo", "--dataset", "sample.yaml", "--config", "quick.yaml"]
     command += ["--seeds", "2", "--requests", str(REQUESTS)]
-    return subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=1500, check=False)
+    return subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=PROGRAM_S, check=False)
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,14 @@ import pytest
 
 from pipelines.publish import publish
 from tests.releases import DIMS, FeastRepository, entity_ids, published_rows, write_candidate, write_context_views
-from tests.waiting import PATIENCE_S
+from tests.waiting import PROGRAM_S
 
 FEAST = Path(sys.executable).with_name("feast")
 
 
 def feast(repository: FeastRepository, *args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [FEAST, *args], cwd=repository.path, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        [FEAST, *args], cwd=repository.path, capture_output=True, text=True, timeout=PROGRAM_S, check=False
     )
 
 

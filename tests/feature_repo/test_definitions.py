@@ -7,7 +7,7 @@ import pandas as pd
 
 from pipelines.contracts.context import CONTEXT_FEATURES
 from tests.releases import AS_OF, DIMS, FeastRepository, entity_ids, published_rows
-from tests.waiting import PATIENCE_S
+from tests.waiting import PROGRAM_S
 
 CONTEXT_VIEWS = {"user_context": ["user"], "item_context": ["item"], "user_item_context": ["user", "item"]}
 
@@ -73,7 +73,7 @@ def test_definitions_need_neither_torch_nor_spark(workspace_with_versions: Feast
         "import entities, sources, context_views, embedding_views, services\n"
         "assert len(embedding_views.views_by_version) == 2\n"
     )
-    subprocess.run([sys.executable, "-c", program], cwd=workspace_with_versions.path, check=True, timeout=PATIENCE_S)
+    subprocess.run([sys.executable, "-c", program], cwd=workspace_with_versions.path, check=True, timeout=PROGRAM_S)
 
 
 def test_apply_on_an_empty_workspace(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.waiting import PATIENCE_S
+from tests.waiting import PROGRAM_S
 
 THREADS = 16
 
@@ -37,7 +37,7 @@ print(anonymous_bytes(os.getpid()) - before)
 def kept(how: str) -> int:
     """Bytes that a process keeps after threads have allocated, and freed all of it."""
     ran = subprocess.run(
-        [sys.executable, "-c", ALLOCATE, how, str(THREADS)], capture_output=True, text=True, timeout=PATIENCE_S
+        [sys.executable, "-c", ALLOCATE, how, str(THREADS)], capture_output=True, text=True, timeout=PROGRAM_S
     )
     if ran.returncode == 77:
         pytest.skip("the C library has no mallopt")

@@ -26,7 +26,7 @@ from pipelines.contracts.segment import Segment
 from tests.cases import RowReaderCases
 from tests.fleet import free_ports
 from tests.releases import AS_OF, FeastRepository, entity_ids, published_rows
-from tests.waiting import PATIENCE_S
+from tests.waiting import PATIENCE_S, PROGRAM_S
 
 
 def view_name(version: int, table: str) -> str:
@@ -382,7 +382,7 @@ def test_feasts_metrics_count_ids_with_a_row_and_without(workspace_with_versions
     known = entity_ids("item", 200)[:7].tolist()
     words = [str(workspace_with_versions.path), str(free_ports(1)[0]), *map(str, known)]
     ran = subprocess.run(
-        [sys.executable, "-c", COUNTED, *words], capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+        [sys.executable, "-c", COUNTED, *words], capture_output=True, text=True, timeout=PROGRAM_S, check=False,
     )
     counts = dict(re.findall(r'^feast_online_features_status_total\{.*status="(\w+)".*\} ([0-9.]+)$', ran.stdout, re.M))
     assert {status: float(count) for status, count in counts.items()} == {"present": 8, "not_found": 5}, ran.stderr

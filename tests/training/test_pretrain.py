@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from pipelines.contracts.errors import InvalidConfig, NotPrepared
 from pipelines.contracts.workspace import Run, Workspace
 from tests.planted import planted_run
+from tests.waiting import PROGRAM_S
 from training.commands.pretrain import pretrain
 from training.facets import pretrain_facet
 
@@ -81,7 +82,7 @@ def test_two_processes_train_what_one_trains(world, tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script,
          other.directory.parents[1], config],
-        check=True, timeout=1500, capture_output=True,
+        check=True, timeout=PROGRAM_S, capture_output=True,
     )
     for facet in ("contrastive", "kge"):
         pretrain_facet(workspace, facet, run="v1", seed=0, config=config)

@@ -16,7 +16,7 @@ from online.observe import metrics
 from online.observe.collectors import sources
 from pipelines.contracts.errors import InvalidConfig
 from tests.online.observe.scrapes import read, samples
-from tests.waiting import PATIENCE_S, joined, until
+from tests.waiting import PATIENCE_S, PROGRAM_S, joined, until
 
 LABELS = {
     "facet_requests_total": {"service", "code"},
@@ -65,7 +65,7 @@ def run(script: str, directory: Path | None = None, *, wait: bool = True) -> sub
         [sys.executable, "-c", script], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     if wait:
-        out, _ = process.communicate(timeout=PATIENCE_S)
+        out, _ = process.communicate(timeout=PROGRAM_S)
         assert process.returncode == 0 and out.endswith("done\n")
         process.out = out.removesuffix("done\n")
     else:

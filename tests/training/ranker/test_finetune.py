@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from pipelines.contracts.errors import IntegrityError, InvalidConfig, InvalidTable, NotPrepared
 from pipelines.contracts.runspec import ARMS
 from pipelines.contracts.workspace import Workspace
+from tests.waiting import PROGRAM_S
 from training.commands.finetune import finetune as command
 from training.ranker.checkpoint import TrainedRanker, score
 from training.ranker.finetune import finetune
@@ -147,7 +148,7 @@ def test_two_processes_train_what_one_trains(world):
 
     def trained_by(command: list[str]) -> TrainedRanker:
         shutil.rmtree(directory, ignore_errors=True)
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=1500)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=PROGRAM_S)
         assert done.returncode == 0, done.stdout + done.stderr
         return TrainedRanker.load(directory)
 
