@@ -69,8 +69,8 @@ class LookupService(lookup_pb2_grpc.LookupServicer):
             return self._answer(hosted, asked)
 
     def _asked(self, request: lookup_pb2.LookupRequest) -> list[_Asked]:
-        """What the request asks for; raises the error of what is answered by no version here."""
-        # Read once: protobuf copies bytes and wraps messages each time that one asks for them.
+        """What the request asks for. Raises `RpcError` where no version could answer it here."""
+        # Read once: protobuf copies bytes and wraps messages at each access.
         asked = [_Asked(table.name, packed_ids(table.ids, table.name), table.versions) for table in request.tables]
         if not asked:
             raise no_tables()
