@@ -2,7 +2,6 @@
 
 import math
 import os
-import socket
 import struct
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from online.ranking.client import RankClient
 from online.rpc.channel import open_channel
 from tests.fleet import anonymous_bytes, descriptors
 from tests.online.http2 import call_beginning, frame
+from tests.online.raw_bytes import exchange
 from tests.releases import published_rows
 
 DEADLINE_S = 20
@@ -82,14 +82,7 @@ class Served:
     def write(self, service: str, raw: bytes) -> None:
         """These bytes on a new connection, which then ends; whatever the server says to it is right."""
         host, _, port = self.addresses[service].rpartition(":")
-        with socket.create_connection((host, int(port)), timeout=DEADLINE_S) as connection:
-            try:
-                connection.sendall(raw)
-                connection.shutdown(socket.SHUT_WR)
-                while connection.recv(1 << 16):
-                    pass
-            except ConnectionError:
-                pass
+        exchange(host, int(port), raw, timeout_s=DEADLINE_S)
 
     def check(self) -> None:
         """Good requests are answered as ever."""

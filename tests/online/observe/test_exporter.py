@@ -22,8 +22,10 @@ from online.security import watched
 from online.security.credentials import ServerSecurity
 from online.security.roles import token_sha256
 from pipelines.contracts.errors import InvalidConfig
+from tests.online import raw_bytes
 from tests.online.certificates import Authority, Pair
 from tests.online.observe.scrapes import read
+from tests.online.raw_bytes import until_ended
 from tests.waiting import until
 
 HOURS_S = 10_000.0
@@ -34,21 +36,8 @@ def connected(port: int, *, source: str = "127.0.0.1") -> socket.socket:
     return socket.create_connection(("127.0.0.1", port), timeout=120, source_address=(source, 0))
 
 
-def all_of(connection: socket.socket) -> bytes:
-    """What comes until the server ends the connection, by whichever way."""
-    received = b""
-    with suppress(ConnectionError):
-        while part := connection.recv(65536):
-            received += part
-    return received
-
-
 def exchange(port: int, sent: bytes) -> bytes:
-    with connected(port) as connection:
-        with suppress(ConnectionError):  # it may close without having read all
-            connection.sendall(sent)
-            connection.shutdown(socket.SHUT_WR)
-        return all_of(connection)
+    return raw_bytes.exchange("127.0.0.1", port, sent, timeout_s=120)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +83,7 @@ def test_a_request_may_come_in_pieces(endpoint) -> None:
     with connected(endpoint()) as connection:
         for byte in SCRAPE:
             connection.send(bytes([byte]))
-        assert all_of(connection).startswith(b"HTTP/1.0 200")
+        assert until_ended(connection).startswith(b"HTTP/1.0 200")
 
 
 def test_a_head_that_never_ends_is_not_read_on(endpoint) -> None:
@@ -103,7 +92,7 @@ def test_a_head_that_never_ends_is_not_read_on(endpoint) -> None:
     assert exchange(port, at_the_limit).startswith(b"HTTP/1.0 200")
     with connected(port) as connection:
         connection.sendall(b"x" * (exporter.MAX_HEAD_BYTES + 1))
-        assert all_of(connection) == b""
+        assert until_ended(connection) == b""
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -216,11 +205,11 @@ def test_a_client_that_dawdles_is_left(endpoint, ca, server) -> None:
     plain = endpoint(exchange_s=0.2)
     with connected(plain) as connection:
         connection.sendall(b"GET /metr")
-        assert all_of(connection) == b""
+        assert until_ended(connection) == b""
     encrypted = endpoint(security=ServerSecurity(server.certificate, server.key), exchange_s=0.2)
     with connected(encrypted) as connection:
         send_half_a_handshake(connection)
-        assert all_of(connection) == b""
+        assert until_ended(connection) == b""
     until(lambda: open_sockets(plain) == open_sockets(encrypted) == 0)
 
 
@@ -237,7 +226,7 @@ def test_a_process_without_free_descriptors_answers_once_it_has_some(endpoint, c
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     with connection:
         connection.sendall(SCRAPE)
-        assert all_of(connection).startswith(b"HTTP/1.0 200")
+        assert until_ended(connection).startswith(b"HTTP/1.0 200")
 
 
 def test_a_defect_of_one_scrape_is_not_the_next_ones(endpoint) -> None:
