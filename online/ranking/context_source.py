@@ -13,7 +13,7 @@ from pipelines.contracts.context import ContextFeature
 from pipelines.contracts.errors import NotPrepared
 
 if TYPE_CHECKING:
-    from feast import FeatureStore
+    from feast import FeatureStore, FeatureView
     from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesResponse
 
 __all__ = ["BatchedContext", "ContextSource", "FeastContext"]
@@ -52,7 +52,7 @@ class ContextSource(ABC):
 
 
 class FeastContext(ContextSource):
-    """Context from `FeatureStore.get_online_features`, all views in one call: Feast reads a user's row only once.
+    """Context from `FeatureStore.get_online_features`, of views by user, by item, or by both.
 
     A registry is read once and kept, so that a `feast materialize` or `feast apply` beside this process neither blocks
     it nor changes what it reads halfway. Only `require` takes another, and only for features that this one does not
@@ -68,31 +68,31 @@ class FeastContext(ContextSource):
     def __init__(self, feature_repo: Path, features: Sequence[ContextFeature] = ()) -> None:
         self._feature_repo = feature_repo
         self._reading, self._requiring = threading.Lock(), threading.Lock()
-        self._store = self._open()
+        self._views = self._open()
         self.require(features)
 
     def columns(
         self, features: Sequence[ContextFeature], *, users: np.ndarray, items: np.ndarray
     ) -> dict[str, np.ndarray]:
         with self._reading:
-            return _read(self._store, features, users=users, items=items)
+            return self._views.read(features, users=users, items=items)
 
     def require(self, features: Sequence[ContextFeature], *, beside: Sequence[ContextFeature] = ()) -> None:
         """As `ContextSource.require`; reads the registry anew if it must. Requests go on with the one before."""
         with self._requiring:
             with self._reading:
-                before = _unreadable(self._store, (*features, *beside))
-            views = {feature.view for feature in features}
-            if not views & before.keys():
+                before = self._views.unreadable((*features, *beside))
+            names = {feature.view for feature in features}
+            if not names & before.keys():
                 return
-            store = self._open()
-            after = _unreadable(store, (*features, *beside))
-            if wrong := {view: why for view, why in after.items() if view in views or view not in before}:
+            views = self._open()
+            after = views.unreadable((*features, *beside))
+            if wrong := {view: why for view, why in after.items() if view in names or view not in before}:
                 raise self._not_prepared("; ".join(f"{view}: {why}" for view, why in sorted(wrong.items())), [*wrong])
             with self._reading:
-                self._store = store
+                self._views = views
 
-    def _open(self) -> "FeatureStore":
+    def _open(self) -> "_Views":
         from feast import FeatureStore
         from feast.errors import FeastError
 
@@ -104,7 +104,7 @@ class FeastContext(ContextSource):
                 registry.cache_mode = "thread"  # "sync" reads a file again once it changes, whatever its age
         except (FeastError, OSError, ValueError) as error:
             raise self._not_prepared(f"{type(error).__name__}: {error}") from error
-        return store
+        return _Views(store)
 
     def _not_prepared(self, got: str, views: Sequence[str] = ()) -> NotPrepared:
         return NotPrepared(
@@ -114,44 +114,65 @@ class FeastContext(ContextSource):
         )
 
 
-def _unreadable(store: "FeatureStore", features: Sequence[ContextFeature]) -> dict[str, str]:
-    """View -> why its features cannot be read, of those that cannot. Each view is read by itself."""
-    by_view: dict[str, list[ContextFeature]] = {}
-    for feature in features:
-        by_view.setdefault(feature.view, []).append(feature)
-    reasons = {}
-    for view, its_features in by_view.items():
-        try:
-            _require_numbers(store, view, its_features)
-            _read(store, its_features, users=_NOBODY, items=_NOBODY)
-        except Exception as error:  # every online store has its own; this names the view and goes on to the next
-            reasons[view] = f"{type(error).__name__}: {error}"
-    return reasons
+class _Views:
+    """Feast's views, as one reading of the registry has them."""
 
+    def __init__(self, store: "FeatureStore") -> None:
+        self._store = store
+        self._declared: dict[str, FeatureView] = {}  # Feast makes an object anew at each asking
 
-def _require_numbers(store: "FeatureStore", view: str, features: Sequence[ContextFeature]) -> None:
-    """Raise ValueError for a column of text, bytes or lists, which only a pair that has a row would show."""
-    declared = store.registry.get_any_feature_view(view, store.project, allow_cache=True).features
-    kinds = {field.name: field.dtype.to_value_type().name for field in declared}
-    for feature in features:
-        if (kind := kinds.get(feature.column)) not in _NUMBERS:
-            raise ValueError(f"column {feature.column}: expected a number, got {kind or 'no such column'}")
+    def read(
+        self, features: Sequence[ContextFeature], *, users: np.ndarray, items: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """As `ContextSource.columns`. Most requests have one user: Feast would copy its row for every item."""
+        by_user = [feature for feature in features if self._declaration(feature.view).join_keys == ["user"]]
+        others = [feature for feature in features if feature not in by_user]
+        asked, places = np.unique(users, return_inverse=True)
+        columns = {key: column[places] for key, column in self._answer(by_user, {"user": asked}).items()}
+        columns |= self._answer(others, {"user": users, "item": items})
+        return {feature.key: columns[feature.key] for feature in features}
 
+    def unreadable(self, features: Sequence[ContextFeature]) -> dict[str, str]:
+        """View -> why its features cannot be read, of those that cannot. Each view is read by itself."""
+        by_view: dict[str, list[ContextFeature]] = {}
+        for feature in features:
+            by_view.setdefault(feature.view, []).append(feature)
+        reasons = {}
+        for view, its_features in by_view.items():
+            try:
+                self._require_numbers(view, its_features)
+                self.read(its_features, users=_NOBODY, items=_NOBODY)
+            except Exception as error:  # every online store has its own; this names the view and goes on to the next
+                reasons[view] = f"{type(error).__name__}: {error}"
+        return reasons
 
-def _read(
-    store: "FeatureStore", features: Sequence[ContextFeature], *, users: np.ndarray, items: np.ndarray
-) -> dict[str, np.ndarray]:
-    # Two models may transform one column in two ways; Feast refuses to be asked for it twice.
-    references = {feature.key: feature.reference for feature in features}
-    if not references:
-        return {}
-    answer = store.get_online_features(
-        features=list(references.values()),
-        entity_rows={"user": users.tolist(), "item": items.tolist()},
-        full_feature_names=True,
-    ).proto
-    vectors = dict(zip(answer.metadata.feature_names.val, answer.results, strict=True))
-    return dict(zip(references, _numbers([vectors[key] for key in references]), strict=True))
+    def _require_numbers(self, view: str, features: Sequence[ContextFeature]) -> None:
+        """Raise ValueError for a column of text, bytes or lists, which only a pair that has a row would show."""
+        kinds = {field.name: field.dtype.to_value_type().name for field in self._declaration(view).features}
+        for feature in features:
+            if (kind := kinds.get(feature.column)) not in _NUMBERS:
+                raise ValueError(f"column {feature.column}: expected a number, got {kind or 'no such column'}")
+
+    def _declaration(self, view: str) -> "FeatureView":
+        if view not in self._declared:
+            self._declared[view] = self._store.registry.get_any_feature_view(
+                view, self._store.project, allow_cache=True
+            )
+        return self._declared[view]
+
+    def _answer(self, features: Sequence[ContextFeature], ids: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """`ContextFeature.key` -> float64 (B,). `ids`: entity -> int64 (B,)."""
+        # Two models may transform one column in two ways; Feast refuses to be asked for it twice.
+        references = {feature.key: feature.reference for feature in features}
+        if not references:
+            return {}
+        answer = self._store.get_online_features(
+            features=list(references.values()),
+            entity_rows={entity: values.tolist() for entity, values in ids.items()},
+            full_feature_names=True,
+        ).proto
+        vectors = dict(zip(answer.metadata.feature_names.val, answer.results, strict=True))
+        return dict(zip(references, _numbers([vectors[key] for key in references]), strict=True))
 
 
 class BatchedContext(ContextSource):

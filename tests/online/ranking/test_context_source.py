@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from feast import FeatureStore
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnlineFeaturesResponse
 from feast.protos.feast.types.Value_pb2 import Null, Value
 
@@ -31,6 +32,27 @@ def test_columns_are_the_views_latest_rows_and_nan_where_there_is_none(workspace
         for feature in CONTEXT_FEATURES:
             if feature.view == view:
                 np.testing.assert_array_equal(got[feature.key], table[feature.column].reindex(asked).to_numpy())
+
+
+def test_feast_is_asked_for_a_user_only_once(workspace_with_versions, monkeypatch) -> None:
+    """Its answers have a copy of a user's row for every pair: a request has hundreds, all of one user."""
+    workspace, asked, ask = workspace_with_versions.workspace, [], FeatureStore.get_online_features
+    context = FeastContext(workspace.feature_repo, CONTEXT_FEATURES)
+
+    def recorded(store: FeatureStore, *, entity_rows, **options):
+        asked.append(entity_rows)
+        return ask(store, entity_rows=entity_rows, **options)
+
+    monkeypatch.setattr(FeatureStore, "get_online_features", recorded)
+    users, items = entity_ids("user", 200)[[9, 3, 9, 9]], entity_ids("item", 200)[[5, 1, 1, 0]]
+    got = context.columns(CONTEXT_FEATURES, users=users, items=items)
+    by_user, by_pair = sorted(asked, key=len)
+    assert sorted(by_user["user"]) == sorted(set(users.tolist())) and set(by_user) == {"user"}
+    assert by_pair == {"user": users.tolist(), "item": items.tolist()}
+    table = pq.read_table(workspace.views / "user_context.parquet").to_pandas()
+    latest = table[table.event_timestamp == AS_OF].set_index("user")
+    np.testing.assert_array_equal(got["user_context__events_7d"], latest.events_7d.reindex(users).to_numpy())
+    assert len(set(got["user_context__events_7d"][:2])) == 2, "two users that differ"
 
 
 def test_without_views_it_says_what_to_run(tmp_path) -> None:
