@@ -31,7 +31,7 @@ from pipelines.contracts.errors import InvalidConfig
 __all__ = [
     "MIN_ROUNDS", "Result", "Side", "Timing", "bounded", "interleave", "interval_of_ratio", "measured",
     "median_with_interval", "overhead",
-    "ratio_by_round", "show", "sizes_compared", "speeds_compared", "write_results",
+    "ratio_by_round", "show", "sizes_compared", "speeds_compared", "timed", "write_results",
 ]
 
 MIN_ROUNDS = 5
@@ -39,7 +39,7 @@ RESAMPLES = 1000
 PACKAGES = ("feast", "torch", "fbgemm-gpu-cpu", "fbgemm-gpu", "redis", "hiredis", "numba", "numpy", "pyarrow", "duckdb")
 
 
-def _nothing() -> None:
+def _nothing(*_: Any) -> None:
     pass
 
 
@@ -55,9 +55,13 @@ class Side:
     """
 
     name: str
-    call: Callable[[Any], Any]
+    call: Callable[[Any], Any] = _nothing
     inputs: Callable[[], Iterable[Any]] = lambda: (None,)
     after: Callable[[], None] = _nothing
+
+    def turn(self) -> Sequence[float]:
+        """Seconds of every call of one round."""
+        return [timed(self.call, given) for given in self.inputs()]
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,7 @@ def interleave(sides: Sequence[Side], *, rounds: int, label: str) -> dict[str, T
         for number in range(rounds + 1):
             for side in sides if number % 2 else reversed(sides):
                 progress.set_postfix_str(side.name)
-                turn = [_timed(side.call, given) for given in side.inputs()]
+                turn = side.turn()
                 side.after()
                 if number:
                     spent[side.name].append(turn)
@@ -230,7 +234,8 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _timed(call: Callable[[Any], Any], given: Any) -> float:
+def timed(call: Callable[[Any], Any], given: Any) -> float:
+    """Seconds that a call took."""
     start = time.perf_counter()
     call(given)
     return time.perf_counter() - start

@@ -19,9 +19,9 @@ from online.lookup.client import LookupClient
 from online.lookup.reader import VersionReader
 from online.proto import lookup_pb2, lookup_pb2_grpc
 from online.rpc.message import parsed
-from tests.benchmarks import echo_server
 from tests.benchmarks.feast_stock import open_store, redis_store, stock_repository
-from tests.benchmarks.harness import Result, Side, environment, interleave, interval_of_ratio, overhead
+from tests.benchmarks.harness import Result, environment, interleave, interval_of_ratio, overhead
+from tests.benchmarks.lookup_client import KINDS, TABLE, ClientSide
 from tests.benchmarks.serving import Serving, Spent, keep_asking
 from tests.benchmarks.socket_server import NO_CALL, SocketClient, lookup_service
 from tests.fleet import facet_environment, free_ports
@@ -30,7 +30,6 @@ from tests.releases import WIDE_RANGE, published_rows
 
 __all__ = ["against_echo", "against_feast_server"]
 
-TABLE = "item.kge"
 THREADS = 4
 PROGRAMS = Path(sys.executable).parent
 FEAST_START_S = 90
@@ -39,37 +38,38 @@ FEAST_START_S = 90
 def against_echo(serving: Serving) -> Iterator[Result]:
     """One client, one request at a time: our client and server, the echo, and the same messages over a Unix socket.
 
-    The echo is what gRPC is without us: its synchronous server, which is its fastest in Python.
+    The echo is what gRPC is without us: its synchronous server, which is its fastest in Python. Our client polls as a
+    ranker does, whose lookups these are; what it takes in a process that polls as gRPC does by itself is said too.
     """
-    address, batch = serving.fleet().cpu_tiers[0].address, serving.sizes.batch
-    client, random, known = LookupClient([address]), np.random.default_rng(0), serving.ids("item")
-    request_bytes, reply_bytes = _message_sizes(serving, address)
-    channels = [
-        grpc.insecure_channel(f"127.0.0.1:{serving.start('tests.benchmarks.echo_server', str(reply_bytes), *how)[1]}")
+    host, sizes = serving.fleet().cpu_tiers[0].address, serving.sizes
+    request_bytes, reply_bytes = _message_sizes(serving, host)
+    echoes = [
+        f"127.0.0.1:{serving.start('tests.benchmarks.echo_server', str(reply_bytes), *how)[1]}"
         for how in ((), ("--polls-as-ours",))
     ]
-    echo, echo_polling = (channel.unary_unary(echo_server.METHOD) for channel in channels)
-    message = bytes(request_bytes)
-    over_socket = SocketClient(serving.socket_server()[0])
-
-    def ids() -> list[np.ndarray]:
-        return [random.choice(known, batch) for _ in range(serving.sizes.short_calls)]
-
-    sides = {
-        "ours": Side("LookupClient to a CPU host", lambda asked: client.lookup([1], {TABLE: asked}), ids),
-        "echo": Side("grpc echo of as many raw bytes", lambda _: echo(message, timeout=2), ids),
-        "echo_polling": Side("that echo, polling as ours", lambda _: echo_polling(message, timeout=2), ids),
-        "socket": Side("the same messages over a Unix socket", lambda asked: over_socket.lookup(1, TABLE, asked), ids),
+    addresses = {
+        "ours": host, "ours_stock_polling": host, "echo": echoes[0], "echo_polling": echoes[1],
+        "socket": serving.socket_server()[0],
     }
-    timings = interleave(list(sides.values()), rounds=serving.sizes.short_rounds, label="lookup over gRPC")
-    for opened in (client, over_socket, *channels):
-        opened.close()
-    ours, rival, polling, socket = (timings[side.name] for side in sides.values())
+    sides = {
+        kind: ClientSide(
+            KINDS[kind], calls=sizes.short_calls, process=serving.run(
+                "tests.benchmarks.lookup_client", kind, address,
+                *map(str, (sizes.batch, sizes.rows, request_bytes)),
+            ),
+        )
+        for kind, address in addresses.items()
+    }
+    timings = interleave(list(sides.values()), rounds=sizes.short_rounds, label="lookup over gRPC")
+    for side in sides.values():
+        side.process.kill()
+    ours, stock_polling, rival, rival_polling, socket = (timings[side.name] for side in sides.values())
     said = {
-        "batch": batch, "rows": serving.sizes.rows, "request_bytes": request_bytes, "reply_bytes": reply_bytes,
+        "batch": sizes.batch, "rows": sizes.rows, "request_bytes": request_bytes, "reply_bytes": reply_bytes,
         "threads": 1, "rounds": len(ours.rounds), "calls_a_round": ours.calls, "server": "grpc.aio",
-        "parts_us": _parts(serving), "vs_echo_polling_as_ours": ours.seconds / polling.seconds,
-        "rounds_us": {key: [s * 1e6 for s in timings[side.name].rounds] for key, side in sides.items()},
+        "parts_us": _parts(serving), "vs_echo_polling_as_ours": ours.seconds / rival_polling.seconds,
+        "stock_polling_vs_echo": stock_polling.seconds / rival.seconds,
+        "rounds_us": {kind: [s * 1e6 for s in timings[side.name].rounds] for kind, side in sides.items()},
     }
     yield overhead(
         "lookup512_p50_vs_grpc_echo", ours=ours.seconds * 1e6, rival=rival.seconds * 1e6, rival_name=rival.name,

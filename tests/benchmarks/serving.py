@@ -121,16 +121,21 @@ class Serving:
 
     def start(self, *command: str) -> tuple[subprocess.Popen, str]:
         """A process of the benchmarks' own, and the first line it prints; stopped with the stack."""
-        process = subprocess.Popen(
-            [sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.PIPE, text=True, env=facet_environment()
-        )
-        self.stack.callback(process.stdout.close)
-        self.stack.callback(process.wait)
-        self.stack.callback(process.kill)
+        process = self.run(*command)
         line = process.stdout.readline()
         if not line:
             raise RuntimeError(f"{command} did not start")
         return process, line.strip()
+
+    def run(self, *command: str) -> subprocess.Popen:
+        """A process of the benchmarks' own, with pipes to it and from it; stopped with the stack."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=facet_environment(),
+        )
+        for end in (process.stdin.close, process.stdout.close, process.wait, process.kill):  # the last one first
+            self.stack.callback(end)
+        return process
 
     def _publish(self) -> FeastRepository:
         root = self.scratch / "serving"
