@@ -20,13 +20,14 @@ STAMP := $(VENV)/.installed-$(notdir $(LOCK))
 demo: setup
 	$(BIN)/facet demo
 
+# Tests of a file share what they start; in the order of their folders, the demo, which takes longest, begins early.
 test: setup
 	@command -v java >/dev/null || { echo "One test compares Spark with DuckDB and needs Java 17: apt-get install openjdk-17-jre-headless"; exit 1; }
 	@command -v redis-server >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
 	  apt-get update --quiet && apt-get install --yes --no-install-recommends redis-server; } || \
 	  { echo "Tests start a Redis server of their own and need its program: sudo apt-get install redis-server"; exit 1; }
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile  # tests of a file share what they start
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-crash: setup
 	$(BIN)/python -m pytest -m crash -o faulthandler_timeout=0 -s tests/pipelines/test_crash_series.py
