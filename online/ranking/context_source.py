@@ -21,6 +21,7 @@ __all__ = ["BatchedContext", "ContextSource", "FeastContext"]
 _PRESENT = 1  # Feast's FieldStatus.PRESENT, part of its wire format; importing Feast takes seconds
 _NUMBERS = {"INT32", "INT64", "FLOAT", "DOUBLE", "BOOL", "UNIX_TIMESTAMP"}  # of feast.ValueType
 _NOBODY = np.zeros(1, np.int64)
+_COPIES_OF_A_CALL = 100  # a call of Feast takes as long as so many copies of a row in its answer
 _Asked = tuple[tuple[ContextFeature, ...], np.ndarray, np.ndarray]  # features, users and items of one request
 
 
@@ -124,10 +125,11 @@ class _Views:
     def read(
         self, features: Sequence[ContextFeature], *, users: np.ndarray, items: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """As `ContextSource.columns`. Most requests have one user: Feast would copy its row for every item."""
-        by_user = [feature for feature in features if self._declaration(feature.view).join_keys == ["user"]]
-        others = [feature for feature in features if feature not in by_user]
+        """As `ContextSource.columns`. A request has one user: Feast would copy its row for every item."""
         asked, places = np.unique(users, return_inverse=True)
+        apart = len(users) - len(asked) >= _COPIES_OF_A_CALL
+        by_user = [f for f in features if apart and self._declaration(f.view).join_keys == ["user"]]
+        others = [feature for feature in features if feature not in by_user]
         columns = {key: column[places] for key, column in self._answer(by_user, {"user": asked}).items()}
         columns |= self._answer(others, {"user": users, "item": items})
         return {feature.key: columns[feature.key] for feature in features}
