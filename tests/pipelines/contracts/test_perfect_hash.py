@@ -48,7 +48,7 @@ def test_what_cannot_be_placed_is_reported_and_does_not_hang() -> None:
     assert build(np.array([5, 5, 9], np.uint64))[0] == -1
 
 
-def test_prints_are_spread_evenly() -> None:
-    prints = np.array([fingerprint(hashed) for hashed in hash64(np.arange(200_000))], np.uint64)
-    counts = np.bincount((prints >> np.uint64(56)).astype(int), minlength=256)
+def test_fingerprints_are_spread_evenly() -> None:
+    fingerprints = np.array([fingerprint(hashed) for hashed in hash64(np.arange(200_000))], np.uint64)
+    counts = np.bincount((fingerprints >> np.uint64(56)).astype(int), minlength=256)
     assert 150 < ((counts - 781.25) ** 2 / 781.25).sum() < 380  # 255 degrees of freedom, standard deviation 23
