@@ -26,7 +26,7 @@ from numba import njit
 from pipelines.contracts.durable import creating_directory
 from pipelines.contracts.errors import InvalidTable
 from pipelines.contracts.hashing import hash64
-from pipelines.contracts.perfect_hash import BUCKET_KEYS, LOAD, build_part, fingerprint, store64
+from pipelines.contracts.perfect_hash import BIN_KEYS, LOAD, build_part, fingerprint, store64
 from pipelines.contracts.sealed import write_sealed
 from pipelines.contracts.segment_header import HEADER_NAME, SegmentHeader
 from pipelines.contracts.segment_index import MIN_ROW_BYTES, copy_words, row_stride
@@ -86,7 +86,7 @@ def _write_index(staging: Path, records: "_Records", rows: "_ArrayFile") -> dict
     """Write the rows in their final order, and the arrays that find them; returns the header's `index` and `files`."""
     counts = records.part_counts
     slots = max(1, int(np.ceil(counts.max() / LOAD)))
-    pilots = max(1, int(np.ceil(records.keys / len(counts) / BUCKET_KEYS)))
+    pilots = max(1, int(np.ceil(records.keys / len(counts) / BIN_KEYS)))
     fingerprint_bytes = rows.shape[1] - records.row_bytes
     parts = np.zeros((len(counts) + 1, 2), np.uint64)
     parts[1:, 0] = np.cumsum(counts)
