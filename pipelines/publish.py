@@ -1,14 +1,14 @@
-"""From a release candidate to an immutable version: copy, check, rename, point. Each is a step of its own.
+"""From a release to an immutable version: copy, check, rename, point. Each is a step of its own.
 
 ```
-candidate ──copy, hashing──► .staging/ ──check, hash again──► manifest ──flush, rename──► versions/N/ ──► CURRENT
+release ──copy, hashing──► .staging/ ──check, hash again──► manifest ──flush, rename──► versions/N/ ──► CURRENT
 ```
 
-A hard link instead of the copy would cost nothing, and would let whoever has the candidate's file open change the
+A hard link instead of the copy would cost nothing, and would let whoever has the release's file open change the
 version. The copy is what is checked: nobody else can alter it between the check and the manifest.
 
 A crash before the rename leaves only a staging directory, which the next publish deletes. A crash before the pointer
-moves leaves a whole version that nobody serves yet; publishing the same candidate again moves the pointer.
+moves leaves a whole version that nobody serves yet; publishing the same release again moves the pointer.
 """
 
 import hashlib
@@ -22,13 +22,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pipelines.candidate import Candidate
 from pipelines.contracts.durable import require_writable, sha256_of, sweep_staging
 from pipelines.contracts.errors import VersionConflict
 from pipelines.contracts.freshness import DEFAULT_LIMITS, FreshnessLimits
 from pipelines.contracts.manifest import Manifest
 from pipelines.contracts.version import VersionStore
 from pipelines.contracts.workspace import Workspace
+from pipelines.release import Release
 
 __all__ = ["point", "publish"]
 
@@ -42,44 +42,44 @@ def publish(
     workspace: Workspace, directory: Path, *, parents: tuple[int, ...] = (),
     limits: FreshnessLimits = DEFAULT_LIMITS,
 ) -> Manifest:
-    """Publish the candidate at `directory` under the next number and point to it.
+    """Publish the release at `directory` under the next number and point to it.
 
     Args:
         parents: versions it was warm-started from; they must be published, or retired.
         limits: how old its pretraining may be.
 
     Raises:
-        NotPrepared: there is no candidate.
+        NotPrepared: there is no release.
         StalePretraining: its pretraining is older than the limits allow.
-        InvalidTable: the candidate may not be published; nothing is left of it.
+        InvalidTable: the release may not be published; nothing is left of it.
         IntegrityError: a crash left it published without the pointer, and its upper model is not what was published.
         VersionNotFound: a parent was never published here.
-        VersionConflict: this candidate is published already, or another process took the number.
+        VersionConflict: this release is published already, or another process took the number.
         InvalidConfig: the workspace cannot be written.
     """
     versions = workspace.versions
-    candidate = Candidate.read(directory)
-    limits.check(candidate.windows, f"candidate {directory}")
+    release = Release.read(directory)
+    limits.check(release.windows, f"release {directory}")
     require_writable(versions.root)
     for parent in set(parents) - set(versions.retired()):
         versions.manifest(parent)
     sweep_staging(versions.root)
     number = versions.next_number()  # before looking for a twin: one that appears later takes this number first
-    if twin := _published_as(versions, candidate):
+    if twin := _published_as(versions, release):
         return _resume(versions, twin)
     with versions.creating(number) as staging:
-        hashes = _copy(candidate, staging)
+        hashes = _copy(release, staging)
         _share_with(versions, parents, hashes, staging)
-        replace(candidate, directory=staging).check()
+        replace(release, directory=staging).check()
         manifest = Manifest(
             version=number,
-            dataset=candidate.dataset,
+            dataset=release.dataset,
             created_at=datetime.now(UTC),
-            as_of=candidate.as_of,
-            windows=candidate.windows,
+            as_of=release.as_of,
+            windows=release.windows,
             parents=tuple(sorted(set(parents))),
-            tables=candidate.tables,
-            metrics=candidate.metrics,
+            tables=release.tables,
+            metrics=release.metrics,
             files=hashes,
         )
         manifest.verify(staging)  # what was checked is what was read
@@ -107,15 +107,15 @@ def _prove(versions: VersionStore, manifest: Manifest) -> None:
     prove_published_model(manifest, versions.path(manifest.version))
 
 
-def _copy(candidate: Candidate, staging: Path) -> dict[str, str]:
-    """Copy the candidate's files, reading each once; returns their SHA-256 by name."""
+def _copy(release: Release, staging: Path) -> dict[str, str]:
+    """Copy the release's files, reading each once; returns their SHA-256 by name."""
     hashes = {}
-    total = sum((candidate.directory / name).stat().st_size for name in candidate.files)
+    total = sum((release.directory / name).stat().st_size for name in release.files)
     with tqdm(total=total, desc="publish", unit="B", unit_scale=True, unit_divisor=1024, disable=None) as progress:
-        for name in candidate.files:
+        for name in release.files:
             (staging / name).parent.mkdir(exist_ok=True)
             digest = hashlib.sha256()
-            with (candidate.directory / name).open("rb") as source, (staging / name).open("wb") as target:
+            with (release.directory / name).open("rb") as source, (staging / name).open("wb") as target:
                 while block := source.read(BLOCK_BYTES):
                     digest.update(block)
                     target.write(block)
@@ -138,9 +138,9 @@ def _share_with(versions: VersionStore, parents: Collection[int], hashes: dict[s
                 logger.info("%s is that of version %d", name, parent.version)
 
 
-def _published_as(versions: VersionStore, candidate: Candidate) -> Manifest | None:
-    """The version of exactly the candidate's files. Hashes only what has the same size, the smallest first."""
-    paths = {name: candidate.directory / name for name in candidate.files}
+def _published_as(versions: VersionStore, release: Release) -> Manifest | None:
+    """The version of exactly the release's files. Hashes only what has the same size, the smallest first."""
+    paths = {name: release.directory / name for name in release.files}
     names = sorted(paths, key=lambda name: paths[name].stat().st_size)
     for manifest in versions.manifests():
         theirs = versions.path(manifest.version)
@@ -156,7 +156,7 @@ def _resume(versions: VersionStore, twin: Manifest) -> Manifest:
     current = versions.current()
     if twin.version != versions.numbers()[-1] or (current is not None and current >= twin.version):
         raise VersionConflict(
-            "this candidate", expected="one that is not published yet", got=f"the files of version {twin.version}",
+            "this release", expected="one that is not published yet", got=f"the files of version {twin.version}",
             remedy=f"`facet versions show {twin.version}` tells about it; train or quantize anew for another version.",
         )
     _prove(versions, twin)

@@ -18,7 +18,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tests.releases import AS_OF, FeastRepository, entity_ids, write_candidate, write_context_views
+from tests.releases import AS_OF, FeastRepository, entity_ids, write_context_views, write_release
 
 # machines are shared and kernels compile at their first call: no test asserts a time
 hypothesis.settings.register_profile("facet", deadline=None)
@@ -33,8 +33,8 @@ def workspace_with_versions(tmp_path_factory: pytest.TempPathFactory) -> FeastRe
     repository = FeastRepository.create(root)
     for version in (1, 2):
         as_of = AS_OF + timedelta(days=30 * (version - 1))
-        candidate = write_candidate(root / f"candidate{version}", seed=version, as_of=as_of)
-        publish(repository.workspace, candidate, parents=() if version == 1 else (1,))
+        release = write_release(root / f"release{version}", seed=version, as_of=as_of)
+        publish(repository.workspace, release, parents=() if version == 1 else (1,))
     write_context_views(repository.workspace, entity_ids("user", 200), entity_ids("item", 200))
     repository.apply()
     repository.materialize()

@@ -5,9 +5,9 @@ work and not into Python's start. The child counts its *steps*: every file it op
 makes, renames, deletes, locks or flushes below a root.
 
 ```
-run_child(publish_candidate, workspace, candidate, root=workspace)                    # undisturbed: how many steps
-run_child(publish_candidate, workspace, candidate, root=workspace, kill_at_step=7)    # dies before its seventh
-run_child(publish_candidate, workspace, candidate, root=workspace, kill_after_s=0.3)
+run_child(publish_release, workspace, release, root=workspace)                    # undisturbed: how many steps
+run_child(publish_release, workspace, release, root=workspace, kill_at_step=7)    # dies before its seventh
+run_child(publish_release, workspace, release, root=workspace, kill_after_s=0.3)
 ```
 """
 
@@ -32,7 +32,7 @@ from tests.releases import FeastRepository, published_rows
 from tests.waiting import PATIENCE_S
 
 __all__ = [
-    "Outcome", "every_step", "kill_during", "leftovers", "materialize_repository", "publish_candidate",
+    "Outcome", "every_step", "kill_during", "leftovers", "materialize_repository", "publish_release",
     "require_served", "require_whole", "retire_version", "run_child",
 ]
 
@@ -169,10 +169,10 @@ def _path(named: Any) -> str:
     return os.fsdecode(named)
 
 
-def publish_candidate(root: Path, candidate: Path) -> None:
+def publish_release(root: Path, release: Path) -> None:
     from pipelines.publish import publish
 
-    publish(Workspace(root), candidate)
+    publish(Workspace(root), release)
 
 
 def materialize_repository(root: Path, views: list[str]) -> None:

@@ -1,9 +1,9 @@
 """Small synthetic versions for tests: random tables, a random upper model, context views, and a Feast repository.
 
 ```
-from tests.releases import publish_release, write_candidate
-candidate = write_candidate(tmp_path / "candidate", seed=1)     # what `facet quantize` would have written
-manifest = publish(workspace, candidate)                        # pipelines.publish
+from tests.releases import write_release
+release = write_release(tmp_path / "release", seed=1)     # what `facet quantize` would have written
+manifest = publish(workspace, release)                    # pipelines.publish
 ```
 
 Most tests want the fixtures of `tests/conftest.py` instead.
@@ -34,7 +34,7 @@ from pipelines.contracts.workspace import Workspace
 
 __all__ = [
     "AS_OF", "DIMS", "TASKS", "WIDE_RANGE", "FeastRepository", "entity_ids", "feast_apply", "float_rows",
-    "published_rows", "write_candidate", "write_context_views",
+    "published_rows", "write_context_views", "write_release",
 ]
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,12 +66,12 @@ def float_rows(table: str, rows: int, *, seed: int, dim: int | None = None) -> n
     return random.normal(size=(rows, dim or DIMS[table])).astype(np.float32)
 
 
-def write_candidate(
+def write_release(
     directory: Path, *, seed: int = 0, rows: int = 200, as_of: datetime = AS_OF, quantization: str = "int4",
     dims: Mapping[str, int] = MappingProxyType(DIMS), cross_rank: int = 4, hidden: tuple[int, ...] = (16,),
     context: tuple[ContextFeature, ...] = CONTEXT_FEATURES,
 ) -> Path:
-    """Write a release candidate as `facet quantize` does; the same arguments give the same bytes."""
+    """Write a release as `facet quantize` does; the same arguments give the same bytes."""
     import torch
 
     from pipelines.contracts.upper_config import UpperConfig

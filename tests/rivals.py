@@ -75,11 +75,11 @@ def _rival(index: int, work: Work, args: list, rounds: list[int], barrier: Any, 
 
 
 @contextmanager
-def publishing(root: Path, candidates: Path, number: int) -> Iterator[int]:
-    """Publish `<candidates>/<number>`."""
+def publishing(root: Path, releases: Path, number: int) -> Iterator[int]:
+    """Publish `<releases>/<number>`."""
     from pipelines.publish import publish
 
-    yield publish(Workspace(root), candidates / str(number)).version
+    yield publish(Workspace(root), releases / str(number)).version
 
 
 @contextmanager

@@ -26,8 +26,8 @@ from tests.releases import (
     FeastRepository,
     entity_ids,
     published_rows,
-    write_candidate,
     write_context_views,
+    write_release,
     write_table,
 )
 
@@ -89,8 +89,8 @@ def damaged(path: Path, damage: Callable[[bytes], bytes | None]) -> Iterator[Non
 class Doors:
     """Every way into a version. Each returns the rows it answers with, by table, or nothing where it answers none."""
 
-    def __init__(self, repository: FeastRepository, candidate: Path) -> None:
-        self.repository, self.workspace, self.candidate = repository, repository.workspace, candidate
+    def __init__(self, repository: FeastRepository, release: Path) -> None:
+        self.repository, self.workspace, self.release = repository, repository.workspace, release
         self.ids = {entity: entity_ids(entity, 200) for entity in ("user", "item")}
         self.truth = {table: published_rows(self.workspace, VERSION, table)[1] for table in DIMS}
         self.hosted = HostedVersions(lambda version: VersionReader.open(self.workspace, version), unload_wait_s=1.0)
@@ -99,7 +99,7 @@ class Doors:
     def publish(self, table: str) -> None:
         """What publishing a child of the version reads of it."""
         with pytest.raises(FacetError) as caught:
-            publish(self.workspace, self.candidate, parents=(VERSION,))
+            publish(self.workspace, self.release, parents=(VERSION,))
         if "the files of version 1" not in str(caught.value):  # the refusal of a whole workspace: it is published
             raise caught.value
 
@@ -187,25 +187,25 @@ def plain(workspace_with_versions: FeastRepository, tmp_path_factory: pytest.Tem
     shutil.copytree(workspace_with_versions.root, root)
     repository = FeastRepository(root)
     repository.apply()
-    return Doors(repository, workspace_with_versions.root / "candidate1")
+    return Doors(repository, workspace_with_versions.root / "release1")
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Doors:
     """A version that shares most rows, and the files with them, with its parent."""
     root = tmp_path_factory.mktemp("shared")
-    repository, candidates = FeastRepository.create(root), [root / "first", root / "second"]
-    publish(repository.workspace, write_candidate(candidates[0], seed=1))
-    write_candidate(candidates[1], seed=1)
+    repository, releases = FeastRepository.create(root), [root / "first", root / "second"]
+    publish(repository.workspace, write_release(releases[0], seed=1))
+    write_release(releases[1], seed=1)
     for table in ("user.kge", "item.kge"):
         ids, rows = published_rows(repository.workspace, 1, table)
-        write_table(candidates[1] / Manifest.table_path(table), ids, np.vstack([rows[:1] ^ 0x11, rows[1:]]), AS_OF)
-    publish(repository.workspace, candidates[1], parents=(1,))
+        write_table(releases[1] / Manifest.table_path(table), ids, np.vstack([rows[:1] ^ 0x11, rows[1:]]), AS_OF)
+    publish(repository.workspace, releases[1], parents=(1,))
     write_context_views(repository.workspace, entity_ids("user", 200), entity_ids("item", 200))
     repository.apply()
     for version in (1, VERSION):
         repository.materialize([f"{table.replace('.', '_')}__v{version}" for table in DIMS])
-    doors = Doors(repository, candidates[0])
+    doors = Doors(repository, releases[0])
     assert any("base" in name for name in files_of(doors)), "nothing is shared"
     return doors
 

@@ -78,7 +78,7 @@ def quantized_table(table: RankerTable, quantization: str) -> tuple[np.ndarray, 
 
 
 def quantize(workspace: Workspace, run: Run, *, arm: str, seed: int, to: str) -> dict[str, Any]:
-    """Write the release candidate `run.ranker(arm, seed)/<quantization>/`, replacing an earlier one.
+    """Write the release `run.ranker(arm, seed)/<quantization>/`, replacing an earlier one.
 
     ```
     tables/<table>.parquet   id int64 ascending (stored ids), row fixed-size binary, event_timestamp

@@ -42,9 +42,9 @@ def publish(
     \b
       cd feature_repo && feast apply && feast materialize 2010-01-01T00:00:00 2030-01-01T00:00:00
     """
-    from pipelines.publish import publish as publish_candidate
+    from pipelines.publish import publish as publish_release
 
-    manifest = publish_candidate(
+    manifest = publish_release(
         workspace, workspace.run(run_name).ranker(arm, seed) / quantization, parents=parents,
         limits=FreshnessLimits(warn_days, refuse_days, force_stale),
     )

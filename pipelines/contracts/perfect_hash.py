@@ -1,13 +1,13 @@
 """A minimal perfect hash: n distinct 64-bit hashes to the rows 0 .. n-1, in about three bits a key.
 
 After R. Groot Koerkamp, "PtrHash: Minimal Perfect Hashing at RAM Throughput" (arXiv:2502.15539): keys fall into small
-buckets, and each bucket has an 8-bit *pilot* that sends its keys to slots which no other bucket uses. A bucket that
-finds no such pilot takes the slots of others, which then look again. There are a few percent more slots than keys; the
-keys beyond slot n are remapped to the slots left free below it.
+bins, and each bin has an 8-bit *pilot* that sends its keys to slots which no other bin uses. A bin that finds no such
+pilot takes the slots of others, which then look again. There are a few percent more slots than keys; the keys beyond
+slot n are remapped to the slots left free below it.
 
 ```
 hash ─┬─ top bits ───► part      at most 65,535 keys, built alone: its arrays stay in the cache
-      ├─ low 32 bits ► bucket ── pilot
+      ├─ low 32 bits ► bin ───── pilot
       └─ all, pilot, salt ─────► slot ──(slot >= n: remap)──► row within the part
 ```
 """
@@ -18,15 +18,15 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 __all__ = [
-    "BUCKET_KEYS", "LOAD", "MAX_PART_KEYS", "build_part", "fingerprint", "load64", "prefetch", "salted",
+    "BIN_KEYS", "LOAD", "MAX_PART_KEYS", "build_part", "fingerprint", "load64", "prefetch", "salted",
     "slot_of", "store64",
 ]
 
 MAX_PART_KEYS = 65_535  # a row within its part is a uint16
-BUCKET_KEYS = 3.0  # mean keys of a bucket: fewer build faster and take more pilots
+BIN_KEYS = 3.0  # mean keys of a bin: fewer build faster and take more pilots
 LOAD = 0.97  # keys over slots in the fullest part
 _PILOTS = 256
-_RECENT = 16  # buckets placed last are not evicted, or two would chase one another
+_RECENT = 16  # bins placed last are not evicted, or two would chase one another
 _SALTS = 256
 
 _U32, _MASK_32 = np.uint64(32), np.uint64(0xFFFFFFFF)
@@ -81,7 +81,7 @@ def _pointer(context, builder, signature, args):
 
 
 def salted(salt):
-    """The part of a pilot's term that is the same for all buckets of a part: uint64, of a number or of an array."""
+    """The part of a pilot's term that is the same for all bins of a part: uint64, of a number or of an array."""
     with np.errstate(over="ignore"):
         return np.uint64(_PILOTS) * salt * _PILOT_FACTOR
 
@@ -106,28 +106,28 @@ def build_part(hashes, slots, pilots, rows, remap):
     Args:
         hashes: uint64 (n,), distinct, n <= MAX_PART_KEYS.
         slots: number of slots S >= n.
-        pilots: uint8 (buckets,), filled.
+        pilots: uint8 (bins,), filled.
         rows: uint16 (n,), filled with the row within the part of each hash: a permutation of 0 .. n-1.
         remap: uint16 (S - n,), filled with the row of each slot from n on.
 
     Returns:
         The salt under which the pilots were found, or -1 if there is none (which a correct input does not see).
     """
-    n, buckets = len(hashes), len(pilots)
-    starts = np.zeros(buckets + 1, np.int64)
+    n, bins = len(hashes), len(pilots)
+    starts = np.zeros(bins + 1, np.int64)
     for hashed in hashes:
-        starts[np.int64(((hashed & _MASK_32) * np.uint64(buckets)) >> _U32) + 1] += 1
+        starts[np.int64(((hashed & _MASK_32) * np.uint64(bins)) >> _U32) + 1] += 1
     largest = 0
-    for bucket in range(buckets):
-        largest = max(largest, starts[bucket + 1])
-        starts[bucket + 1] += starts[bucket]
+    for bin_ in range(bins):
+        largest = max(largest, starts[bin_ + 1])
+        starts[bin_ + 1] += starts[bin_]
     cursor = starts[:-1].copy()
-    keys = np.empty(n, np.uint64)  # by bucket
+    keys = np.empty(n, np.uint64)  # by bin
     sources = np.empty(n, np.int64)
     for i in range(n):
-        bucket = np.int64(((hashes[i] & _MASK_32) * np.uint64(buckets)) >> _U32)
-        keys[cursor[bucket]], sources[cursor[bucket]] = hashes[i], i
-        cursor[bucket] += 1
+        bin_ = np.int64(((hashes[i] & _MASK_32) * np.uint64(bins)) >> _U32)
+        keys[cursor[bin_]], sources[cursor[bin_]] = hashes[i], i
+        cursor[bin_] += 1
     order = _by_size_descending(starts, largest)
     for salt in range(_SALTS):
         owner = np.full(slots, -1, np.int32)
@@ -140,35 +140,35 @@ def build_part(hashes, slots, pilots, rows, remap):
 
 @njit(nogil=True, cache=True)
 def _by_size_descending(starts, largest):
-    buckets = len(starts) - 1
+    bins = len(starts) - 1
     place = np.zeros(largest + 2, np.int64)
-    for bucket in range(buckets):
-        place[largest - (starts[bucket + 1] - starts[bucket]) + 1] += 1
+    for bin_ in range(bins):
+        place[largest - (starts[bin_ + 1] - starts[bin_]) + 1] += 1
     for size in range(largest + 1):
         place[size + 1] += place[size]
-    order = np.empty(buckets, np.int32)
-    for bucket in range(buckets):
-        size = largest - (starts[bucket + 1] - starts[bucket])
-        order[place[size]] = bucket
+    order = np.empty(bins, np.int32)
+    for bin_ in range(bins):
+        size = largest - (starts[bin_ + 1] - starts[bin_])
+        order[place[size]] = bin_
         place[size] += 1
     return order
 
 
 @njit(nogil=True, cache=True)
 def _find_pilots(keys, starts, order, largest, slots, salted_term, pilots, owner):
-    """Fill `pilots` and `owner` (bucket of each slot, -1: free); False if the evictions do not come to an end."""
+    """Fill `pilots` and `owner` (bin of each slot, -1: free); False if the evictions do not come to an end."""
     recent, waiting = np.full(_RECENT, -1, np.int32), np.empty(len(order) + 1, np.int32)
     chosen = np.empty(largest, np.int64)
     evictions, limit = 0, 20 * len(order) + 1_000
-    for next_bucket in order:
-        if starts[next_bucket + 1] == starts[next_bucket]:
-            pilots[next_bucket] = 0
+    for next_bin in order:
+        if starts[next_bin + 1] == starts[next_bin]:
+            pilots[next_bin] = 0
             continue
-        waiting[0], waits = next_bucket, 1
+        waiting[0], waits = next_bin, 1
         while waits:
             waits -= 1
-            bucket = waiting[waits]
-            first, size = starts[bucket], starts[bucket + 1] - starts[bucket]
+            bin_ = waiting[waits]
+            first, size = starts[bin_], starts[bin_ + 1] - starts[bin_]
             pilot = _free_pilot(keys[first : first + size], slots, salted_term, owner, chosen)
             if pilot < 0:
                 pilot = _cheapest_pilot(
@@ -187,16 +187,16 @@ def _find_pilots(keys, starts, order, largest, slots, salted_term, pilots, owner
                         evictions += 1
                 if evictions > limit:
                     return False
-            pilots[bucket] = pilot
+            pilots[bin_] = pilot
             for i in range(size):
-                owner[chosen[i]] = bucket
-            recent[(evictions + bucket) % _RECENT] = bucket
+                owner[chosen[i]] = bin_
+            recent[(evictions + bin_) % _RECENT] = bin_
     return True
 
 
 @njit(nogil=True, cache=True)
 def _free_pilot(keys, slots, salted_term, owner, chosen):
-    """The first pilot that sends all keys of a bucket to free slots, put into `chosen`; -1 if there is none."""
+    """The first pilot that sends all keys of a bin to free slots, put into `chosen`; -1 if there is none."""
     for pilot in range(_PILOTS):
         free = True
         for i in range(len(keys)):
@@ -212,9 +212,9 @@ def _free_pilot(keys, slots, salted_term, owner, chosen):
 
 @njit(nogil=True, cache=True)
 def _cheapest_pilot(keys, slots, salted_term, owner, starts, recent, first_pilot, chosen):
-    """The pilot whose slots cost least to clear: the sum of squared sizes of the buckets that must leave them.
+    """The pilot whose slots cost least to clear: the sum of squared sizes of the bins that must leave them.
 
-    The search starts at a changing pilot, so that a bucket does not take the same slots back from whom it lost them to.
+    The search starts at a changing pilot, so that a bin does not take the same slots back from whom it lost them to.
     """
     best, best_pilot, taken = np.int64(2**62), -1, np.empty(len(keys), np.int64)
     for trial in range(_PILOTS):
@@ -255,7 +255,7 @@ def _assign_rows(keys, starts, sources, slots, salted_term, pilots, owner, rows,
                 free += 1
             remap[beyond] = free
             free += 1
-    for bucket in range(len(starts) - 1):
-        for i in range(starts[bucket], starts[bucket + 1]):
-            slot = np.int64(slot_of(keys[i], np.uint64(pilots[bucket]), salted_term, np.uint64(slots)))
+    for bin_ in range(len(starts) - 1):
+        for i in range(starts[bin_], starts[bin_ + 1]):
+            slot = np.int64(slot_of(keys[i], np.uint64(pilots[bin_]), salted_term, np.uint64(slots)))
             rows[sources[i]] = slot if slot < n else remap[slot - n]

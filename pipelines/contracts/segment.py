@@ -2,27 +2,27 @@
 
 ```
 <segment>/
-  rows.npy        uint8  (N, row_bytes + 2)   a row (padded to 8 bytes), then its print: 16 bits of its id's hash,
-                                              or in tables of up to 4 M rows all 64
+  rows.npy        uint8  (N, row_bytes + 2)   a row (padded to 8 bytes), then its fingerprint: 16 bits of its id's
+                                              hash, or in tables of up to 4 M rows all 64
                          first the rows of the hash buckets, if the id rule has any: bucket 0 last
   parts.npy       uint64 (P + 1, 2)           rows before each part of the vocabulary; its salt
-  pilots.npy      uint8  (P * pilots,)        one per bucket of about three keys
+  pilots.npy      uint8  (P * pilots,)        one per bin of about three keys
   remap.npy       uint16 (P * slots - rows,)  row within its part of every slot beyond the part's rows
   segment.json    spec, version, manifest hash, the index's numbers, the SHA-256 of every array
   segment.sha256  the hash of segment.json
 ```
 
-An id is hashed; the hash's top bits name the part, the pilot of its bucket turns it into a slot, and the two bytes
+An id is hashed; the hash's top bits name the part, the pilot of its bin turns it into a slot, and the two bytes
 behind that row say whether the row is this id's:
 
 ```
-id ──hash64──► part, bucket ──pilots──► slot ──remap──► row ──► row bytes │ print == print of id ? row : default row
-               (one cache miss, small array)                    (one or two cache misses, adjacent)
+id ──hash64──► part, bin ──pilots──► slot ──remap──► row ──► row bytes │ the id's fingerprint ? row : default row
+            (one cache miss, small array)                    (one or two cache misses, adjacent)
 ```
 
-An id of the vocabulary always finds its own row. An unknown id is always recognized by a print of 64 bits; with 16 bits
-it passes for a known one with probability 2**-16. To tell ids of 64 arbitrary bits apart exactly takes about 41 bits
-each at 10 M rows; there, this index spends 19.5.
+An id of the vocabulary always finds its own row. An unknown id is always recognized by a fingerprint of 64 bits; with
+16 bits it passes for a known one with probability 2**-16. To tell ids of 64 arbitrary bits apart exactly takes about 41
+bits each at 10 M rows; there, this index spends 19.5.
 
 A segment directory appears by one rename, whole, and never changes afterwards. A version that shares most rows with
 one before may have a `pipelines.contracts.segment_delta` in its place.
@@ -69,7 +69,7 @@ class Segment:
         parameters = np.array(
             [
                 seed_mask(index.seed), seed_mask(spec.hash_seed), index.part_shift, index.pilots, index.slots,
-                spec.rows - spec.buckets, spec.buckets, 64 - 8 * index.print_bytes,
+                spec.rows - spec.buckets, spec.buckets, 64 - 8 * index.fingerprint_bytes,
             ],
             np.uint64,
         )

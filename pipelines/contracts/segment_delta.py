@@ -10,14 +10,14 @@
 ```
 
 ```
-id ──► base: row ──┬── its print is the id's, its bit not set ──► the row
+id ──► base: row ──┬── its fingerprint is the id's, its bit not set ──► the row
                    └── else ──► overlay: its answer
 ```
 
 On the disk and in memory the rows of `base` lie once, however many versions share them; the directory needs no other,
-so that any of those versions may be retired first. The overlay has 64-bit prints: no id finds another's row in it, and
-an unknown id passes for a known one no more often than in `base`. A delta never lies upon a delta: it takes the base of
-the one before.
+so that any of those versions may be retired first. The overlay has 64-bit fingerprints: no id finds another's row in
+it, and an unknown id passes for a known one no more often than in `base`. A delta never lies upon a delta: it takes the
+base of the one before.
 """
 
 from pathlib import Path

@@ -37,21 +37,21 @@ class IndexNumbers:
     """The numbers of a segment's index: see `pipelines.contracts.segment_index.PARAMETERS`.
 
     Attributes:
-        print_bytes: of a row's print; 2 or 8.
+        fingerprint_bytes: of a row's fingerprint; 2 or 8.
     """
 
     seed: int
     part_shift: int
     pilots: int
     slots: int
-    print_bytes: int
+    fingerprint_bytes: int
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**64, "a seed of 64 bits", self.seed)
         _require(23 <= self.part_shift <= 63, "a part_shift of 23 to 63", self.part_shift)
         _require(1 <= self.pilots < 2**32, "1 to 2**32 - 1 pilots", self.pilots)
         _require(1 <= self.slots <= 2**17, "1 to 2**17 slots", self.slots)
-        _require(self.print_bytes in (2, 8), "a print of 2 or 8 bytes", self.print_bytes)
+        _require(self.fingerprint_bytes in (2, 8), "a fingerprint of 2 or 8 bytes", self.fingerprint_bytes)
 
     @property
     def parts(self) -> int:
@@ -73,7 +73,7 @@ class SegmentHeader:
     index: IndexNumbers
     files: dict[str, str]
 
-    FORMAT = 2
+    FORMAT = 3
 
     def __post_init__(self) -> None:
         _require_identity(self)
@@ -85,7 +85,7 @@ class SegmentHeader:
         """Of each array, which its file must have."""
         rows, index = self.table.rows, self.index
         return {
-            "rows.npy": (np.uint8, (rows, row_stride(self.table.row_bytes, index.print_bytes))),
+            "rows.npy": (np.uint8, (rows, row_stride(self.table.row_bytes, index.fingerprint_bytes))),
             "parts.npy": (np.uint64, (index.parts + 1, 2)),
             "pilots.npy": (np.uint8, (index.parts * index.pilots,)),
             "remap.npy": (np.uint16, (index.parts * index.slots - (rows - self.table.buckets),)),
@@ -134,6 +134,8 @@ def read_header(path: Path, kind: type[Header], *, sha256: str | None = None) ->
         )
     try:
         raw = read_sealed(path, sha256=sha256, remedy=REMEDY)
+        if isinstance(raw, dict):  # before its keys: another format has others
+            _require(raw.get("format") == kind.FORMAT, f"format {kind.FORMAT}", raw.get("format"))
         return build(kind, raw, where="header", manual="pipelines/contracts/segment.md")
     except (FileNotFoundError, ValueError, InvalidConfig) as error:
         raise IntegrityError(
@@ -143,7 +145,6 @@ def read_header(path: Path, kind: type[Header], *, sha256: str | None = None) ->
 
 
 def _require_identity(header: SegmentHeader | DeltaHeader) -> None:
-    _require(header.format == header.FORMAT, f"format {header.FORMAT}", header.format)
     version_number(str(header.version))
 
 

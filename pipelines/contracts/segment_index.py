@@ -12,12 +12,14 @@ __all__ = [
 
 MIN_ROW_BYTES = 8
 """Stored rows are at least a machine word long, so that they can be copied by words."""
-PARAMETERS = ("seed_mask", "bucket_mask", "part_shift", "pilots", "slots", "vocabulary_rows", "buckets", "print_shift")
+PARAMETERS = (
+    "seed_mask", "bucket_mask", "part_shift", "pilots", "slots", "vocabulary_rows", "buckets", "fingerprint_shift",
+)
 """Order of the numbers that the kernels take as one uint64 array.
 
 seed_mask, bucket_mask: what ids are xored with before they are hashed, for the index and for the id rule's buckets;
-part_shift: the part of a hash is `hash >> 1 >> part_shift`; pilots, slots: of each part; print_shift: how many low bits
-of the word that ends with a row's print are not of the print.
+part_shift: the part of a hash is `hash >> 1 >> part_shift`; pilots, slots: of each part; fingerprint_shift: how many
+low bits of the word that ends with a row's fingerprint are not of the fingerprint.
 """
 
 _BLOCK = 128  # ids under way at once: enough for their cache misses to overlap, few enough to stay in the first level
@@ -40,9 +42,9 @@ def parts_table(parts: np.ndarray, *, slots: int, buckets: int) -> np.ndarray:
     return np.stack([first + np.uint64(buckets), rows, salted(parts[:-1, 1]), remap], axis=1).reshape(-1)
 
 
-def row_stride(row_bytes: int, print_bytes: int) -> int:
+def row_stride(row_bytes: int, fingerprint_bytes: int) -> int:
     """Bytes from one stored row to the next."""
-    return max(row_bytes, MIN_ROW_BYTES) + print_bytes
+    return max(row_bytes, MIN_ROW_BYTES) + fingerprint_bytes
 
 
 @njit(nogil=True, cache=True)
@@ -56,20 +58,20 @@ def finalize(x):
 
 
 @njit(nogil=True, cache=True)
-def _find_block(ids, base, count, parameters, parts, pilots, remap, rows, stride, positions, prints, waiting):
+def _find_block(ids, base, count, parameters, parts, pilots, remap, rows, stride, positions, hashes, waiting):
     """Candidate row of each of up to `_BLOCK` ids, whose cache lines are then on their way; nothing is compared yet."""
     seed_mask, part_shift = parameters[0], parameters[2]
     part_pilots, slots, buckets = parameters[3], parameters[4], parameters[6]
     stride, waits = np.uint64(stride), 0
     for i in range(count):
         hashed = finalize(np.uint64(ids[base + i]) ^ seed_mask)
-        prints[i] = hashed
+        hashes[i] = hashed
         part = (hashed >> _U1) >> part_shift
         at = part * part_pilots + (((hashed & _MASK_32) * part_pilots) >> _U32)
         positions[i] = at
         prefetch(pilots, at)
     for i in range(count):
-        hashed = prints[i]
+        hashed = hashes[i]
         part = (hashed >> _U1) >> part_shift
         at = part * _U4
         row = slot_of(hashed, np.uint64(pilots[positions[i]]), parts[at + _U2], slots)
@@ -83,7 +85,7 @@ def _find_block(ids, base, count, parameters, parts, pilots, remap, rows, stride
             waiting[waits] = i
             waits += 1
     for i in waiting[:waits]:
-        first = parts[((prints[i] >> _U1) >> part_shift) * _U4]
+        first = parts[((hashes[i] >> _U1) >> part_shift) * _U4]
         # a part without rows has none to point at
         positions[i] = min(first + np.uint64(remap[positions[i]]), buckets + parameters[5] - _U1)
         prefetch(rows, positions[i] * stride)
@@ -91,9 +93,9 @@ def _find_block(ids, base, count, parameters, parts, pilots, remap, rows, stride
 
 
 @njit(nogil=True, cache=True)
-def _has_print(rows, end, hashed, print_shift):
-    """Whether the row that ends, print and all, before byte `end` is marked with the top bits of the hash's print."""
-    return (load64(rows, end - 8) ^ fingerprint(hashed)) >> print_shift == 0
+def _has_fingerprint(rows, end, hashed, fingerprint_shift):
+    """Whether the row that ends, fingerprint and all, before byte `end` is marked with a hash's fingerprint."""
+    return (load64(rows, end - 8) ^ fingerprint(hashed)) >> fingerprint_shift == 0
 
 
 @njit(nogil=True, cache=True)
@@ -114,16 +116,17 @@ def _bucket_row(id_, parameters):
 @njit(nogil=True, cache=True)
 def locate(ids, parameters, parts, pilots, remap, rows, stride, out):
     """Write the row number of each id, or -1, to `out` (int64, (B,))."""
-    positions, prints, waiting = np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.int64)
+    positions, hashes, waiting = np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.int64)
     # read once: storing rows may change any array, as far as the compiler knows
-    vocabulary_rows, buckets, print_shift = parameters[5], parameters[6], parameters[7]
+    vocabulary_rows, buckets, fingerprint_shift = parameters[5], parameters[6], parameters[7]
     for base in range(0, len(ids), _BLOCK):
         count = min(_BLOCK, len(ids) - base)
         if vocabulary_rows:
-            _find_block(ids, base, count, parameters, parts, pilots, remap, rows, stride, positions, prints, waiting)
+            _find_block(ids, base, count, parameters, parts, pilots, remap, rows, stride, positions, hashes, waiting)
         for i in range(count):
             position = np.int64(positions[i])
-            known = vocabulary_rows > 0 and _has_print(rows, (position + 1) * stride, prints[i], print_shift)
+            end = (position + 1) * stride
+            known = vocabulary_rows > 0 and _has_fingerprint(rows, end, hashes[i], fingerprint_shift)
             if known and not _names_bucket(ids[base + i], parameters):
                 out[base + i] = position
             elif buckets:
@@ -144,16 +147,16 @@ def gather(ids, parameters, parts, pilots, remap, rows, stride, default, row_byt
             which the next row overwrites.
     """
     size = max(row_bytes, MIN_ROW_BYTES)
-    positions, prints, waiting = np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.int64)
+    positions, hashes, waiting = np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.int64)
     # read once: storing rows may change any array, as far as the compiler knows
-    vocabulary_rows, buckets, print_shift = parameters[5], parameters[6], parameters[7]
+    vocabulary_rows, buckets, fingerprint_shift = parameters[5], parameters[6], parameters[7]
     for base in range(0, len(ids), _BLOCK):
         count = min(_BLOCK, len(ids) - base)
         if vocabulary_rows:
-            _find_block(ids, base, count, parameters, parts, pilots, remap, rows, stride, positions, prints, waiting)
+            _find_block(ids, base, count, parameters, parts, pilots, remap, rows, stride, positions, hashes, waiting)
         for i in range(count):
             start = np.int64(positions[i]) * stride
-            known = vocabulary_rows > 0 and _has_print(rows, start + stride, prints[i], print_shift)
+            known = vocabulary_rows > 0 and _has_fingerprint(rows, start + stride, hashes[i], fingerprint_shift)
             if buckets and (not known or _names_bucket(ids[base + i], parameters)):
                 start, known = _bucket_row(ids[base + i], parameters) * stride, True
             found[base + i] = known
@@ -173,18 +176,18 @@ def gather_newer(ids, base, replaced, overlay, default, row_bytes, out, found):
     """
     parameters, parts, pilots, remap, rows, stride = base
     size = max(row_bytes, MIN_ROW_BYTES)
-    positions, prints, waiting = np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.int64)
+    positions, hashes, waiting = np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.int64)
     asked, places, asks = np.empty(len(ids), np.int64), np.empty(len(ids), np.int64), 0
     buckets = parameters[6]  # read once, as in `gather`
     for first in range(0, len(ids), _BLOCK):
         count = min(_BLOCK, len(ids) - first)
         if parameters[5]:
-            _find_block(ids, first, count, parameters, parts, pilots, remap, rows, stride, positions, prints, waiting)
+            _find_block(ids, first, count, parameters, parts, pilots, remap, rows, stride, positions, hashes, waiting)
             for i in range(count):
                 prefetch(replaced, positions[i] >> np.uint64(3))
         for i in range(count):
             start = np.int64(positions[i]) * stride
-            known = parameters[5] > 0 and _has_print(rows, start + stride, prints[i], parameters[7])
+            known = parameters[5] > 0 and _has_fingerprint(rows, start + stride, hashes[i], parameters[7])
             if buckets and _names_bucket(ids[first + i], parameters):
                 known = False
             if known and not _has_bit(replaced, positions[i]):
@@ -219,16 +222,16 @@ def match_rows(ids, given, row_bytes, base, replaced, kept, changed):
         changed: bool (B,), filled: whether the id's row is not one that is kept.
     """
     parameters, parts, pilots, remap, rows, stride = base
-    positions, prints, waiting = np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.int64)
+    positions, hashes, waiting = np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.int64)
     buckets = parameters[6]
     for first in range(0, len(ids), _BLOCK):
         count = min(_BLOCK, len(ids) - first)
         if parameters[5]:
-            _find_block(ids, first, count, parameters, parts, pilots, remap, rows, stride, positions, prints, waiting)
+            _find_block(ids, first, count, parameters, parts, pilots, remap, rows, stride, positions, hashes, waiting)
         for i in range(count):
             changed[first + i] = True
             start = np.int64(positions[i]) * stride
-            known = parameters[5] > 0 and _has_print(rows, start + stride, prints[i], parameters[7])
+            known = parameters[5] > 0 and _has_fingerprint(rows, start + stride, hashes[i], parameters[7])
             if buckets and _names_bucket(ids[first + i], parameters):
                 known = False
             if not known or _has_bit(replaced, positions[i]):

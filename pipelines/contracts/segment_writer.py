@@ -26,7 +26,7 @@ from numba import njit
 from pipelines.contracts.durable import creating_directory
 from pipelines.contracts.errors import InvalidTable
 from pipelines.contracts.hashing import hash64
-from pipelines.contracts.perfect_hash import BUCKET_KEYS, LOAD, build_part, fingerprint, store64
+from pipelines.contracts.perfect_hash import BIN_KEYS, LOAD, build_part, fingerprint, store64
 from pipelines.contracts.sealed import write_sealed
 from pipelines.contracts.segment_header import HEADER_NAME, SegmentHeader
 from pipelines.contracts.segment_index import MIN_ROW_BYTES, copy_words, row_stride
@@ -61,8 +61,8 @@ def write_segment(
             count is not the spec's.
         OSError: `directory` exists already, or the disk refuses.
     """
-    print_bytes = 8 if spec.rows <= exact_rows else 2
-    stored_bytes, stride = max(spec.row_bytes, MIN_ROW_BYTES), row_stride(spec.row_bytes, print_bytes)
+    fingerprint_bytes = 8 if spec.rows <= exact_rows else 2
+    stored_bytes, stride = max(spec.row_bytes, MIN_ROW_BYTES), row_stride(spec.row_bytes, fingerprint_bytes)
     with creating_directory(directory, read_only=True) as staging, ExitStack() as stack:
         records = stack.enter_context(_Records(staging, spec.rows - spec.buckets, stored_bytes, group_bytes))
         rows = stack.enter_context(_ArrayFile(staging / "rows.npy", (spec.rows, stride)))
@@ -86,8 +86,8 @@ def _write_index(staging: Path, records: "_Records", rows: "_ArrayFile") -> dict
     """Write the rows in their final order, and the arrays that find them; returns the header's `index` and `files`."""
     counts = records.part_counts
     slots = max(1, int(np.ceil(counts.max() / LOAD)))
-    pilots = max(1, int(np.ceil(records.keys / len(counts) / BUCKET_KEYS)))
-    print_bytes = rows.shape[1] - records.row_bytes
+    pilots = max(1, int(np.ceil(records.keys / len(counts) / BIN_KEYS)))
+    fingerprint_bytes = rows.shape[1] - records.row_bytes
     parts = np.zeros((len(counts) + 1, 2), np.uint64)
     parts[1:, 0] = np.cumsum(counts)
     with (
@@ -98,7 +98,8 @@ def _write_index(staging: Path, records: "_Records", rows: "_ArrayFile") -> dict
     ):
         for first_part, group in records.groups():
             # parts are hashed and written in their order while later ones are built
-            for number, part in enumerate(_built_parts(group, first_part, records, slots, pilots, print_bytes, pool)):
+            built = _built_parts(group, first_part, records, slots, pilots, fingerprint_bytes, pool)
+            for number, part in enumerate(built):
                 parts[first_part + number, 1] = part.salt
                 rows.append(part.rows)
                 pilot_file.append(part.pilots)
@@ -108,7 +109,7 @@ def _write_index(staging: Path, records: "_Records", rows: "_ArrayFile") -> dict
         return {
             "index": {
                 "seed": SEED, "part_shift": records.part_shift, "pilots": pilots, "slots": slots,
-                "print_bytes": print_bytes,
+                "fingerprint_bytes": fingerprint_bytes,
             },
             "files": {name: file.close() for name, file in files.items()},
         }
@@ -124,7 +125,7 @@ class _Part(NamedTuple):
 
 
 def _built_parts(
-    group: np.ndarray, first_part: int, records: "_Records", slots: int, pilots: int, print_bytes: int,
+    group: np.ndarray, first_part: int, records: "_Records", slots: int, pilots: int, fingerprint_bytes: int,
     pool: ThreadPoolExecutor,
 ) -> Iterator[_Part]:
     """The parts of one group, in their order; they are built side by side."""
@@ -137,11 +138,13 @@ def _built_parts(
     def build(number: int) -> _Part:
         members = order[bounds[number] : bounds[number + 1]]
         part = _Part(
-            0, np.empty(len(members) * (row_bytes + print_bytes), np.uint8), np.empty(pilots, np.uint8),
+            0, np.empty(len(members) * (row_bytes + fingerprint_bytes), np.uint8), np.empty(pilots, np.uint8),
             np.empty(slots - len(members), np.uint16),
         )
         return part._replace(
-            salt=_place_part(hashes, members, group, row_bytes, print_bytes, slots, part.pilots, part.remap, part.rows)
+            salt=_place_part(
+                hashes, members, group, row_bytes, fingerprint_bytes, slots, part.pilots, part.remap, part.rows
+            )
         )
 
     for part in pool.map(build, range(len(counts))):
@@ -284,14 +287,14 @@ def _order_by_part(hashes, part_shift, first_part, bounds):
 
 
 @njit(nogil=True, cache=True)
-def _place_part(hashes, members, records, row_bytes, print_bytes, slots, pilots, remap, out):
-    """Build the perfect hash of one part and put its rows, each with its print, where lookups will find them.
+def _place_part(hashes, members, records, row_bytes, fingerprint_bytes, slots, pilots, remap, out):
+    """Build the perfect hash of one part and put its rows, each with its fingerprint, where lookups will find them.
 
     Args:
         records: uint8 (n * (HASH_BYTES + row_bytes),) of the whole group; `members` are those of the part.
-        out: uint8 (members * (row_bytes + print_bytes),), the rows of the part.
+        out: uint8 (members * (row_bytes + fingerprint_bytes),), the rows of the part.
     """
-    n, record_bytes, stride = len(members), HASH_BYTES + row_bytes, row_bytes + print_bytes
+    n, record_bytes, stride = len(members), HASH_BYTES + row_bytes, row_bytes + fingerprint_bytes
     keys, places = np.empty(n, np.uint64), np.empty(n, np.uint16)
     for i in range(n):
         keys[i] = hashes[members[i]]
@@ -300,6 +303,6 @@ def _place_part(hashes, members, records, row_bytes, print_bytes, slots, pilots,
         return salt
     for i in range(n):
         to = np.int64(places[i]) * stride
-        store64(out, to + stride - 8, fingerprint(keys[i]))  # of which the row overwrites all but its print
+        store64(out, to + stride - 8, fingerprint(keys[i]))  # of which the row overwrites all but its fingerprint
         copy_words(records, np.int64(members[i]) * record_bytes + HASH_BYTES, out, to, row_bytes)
     return salt

@@ -46,7 +46,7 @@ from pipelines.publish import publish
 from tests.benchmarks.harness import environment
 from tests.fleet import Fleet, Host
 from tests.hostile import HostileClients
-from tests.releases import AS_OF, FeastRepository, entity_ids, write_candidate, write_context_views
+from tests.releases import AS_OF, FeastRepository, entity_ids, write_context_views, write_release
 
 __all__ = ["Chaos", "main", "published_versions"]
 
@@ -65,8 +65,8 @@ def published_versions(root: Path, *, rows: int) -> FeastRepository:
     repository = FeastRepository.create(root)
     for version in VERSIONS:
         as_of = AS_OF + timedelta(days=version - 1)
-        candidate = write_candidate(root / f"candidate{version}", seed=version, rows=rows, as_of=as_of)
-        publish(repository.workspace, candidate, parents=(version - 1,) if version > 1 else ())
+        release = write_release(root / f"release{version}", seed=version, rows=rows, as_of=as_of)
+        publish(repository.workspace, release, parents=(version - 1,) if version > 1 else ())
     write_context_views(repository.workspace, entity_ids("user", rows), entity_ids("item", rows))
     repository.apply()
     repository.materialize()

@@ -40,7 +40,7 @@ def life_of_a_table(root: Path, rows: int) -> Iterator[Result]:
     publish_synthetic(workspace, rows)
     yield measured(
         "publish_s", ours=time.perf_counter() - start, unit="s", **size,
-        timed="making the random rows and writing them as a candidate included",
+        timed="making the random rows and writing them into a release included",
     )
     yield from _materialize(repository, size)
     yield from _look_up(repository, size)

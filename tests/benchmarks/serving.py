@@ -18,7 +18,7 @@ from pipelines.contracts.context import CONTEXT_FEATURES
 from pipelines.publish import publish
 from tests.benchmarks.before import EarlierFleets
 from tests.fleet import Fleet, descendants, facet_environment
-from tests.releases import FeastRepository, entity_ids, write_candidate, write_context_views
+from tests.releases import FeastRepository, entity_ids, write_context_views, write_release
 
 __all__ = [
     "FULL", "QUICK", "TWO_CORES", "Serving", "Sizes", "Spent", "cpu_seconds", "keep_asking", "on_two_cores",
@@ -142,11 +142,11 @@ class Serving:
         root.mkdir()
         repository = FeastRepository.create(root)
         for version, context in ((1, CONTEXT_FEATURES), (2, ())):
-            candidate = write_candidate(
-                root / f"candidate{version}", rows=self.sizes.rows, dims=dict.fromkeys(TABLES, DIM), cross_rank=32,
+            release = write_release(
+                root / f"release{version}", rows=self.sizes.rows, dims=dict.fromkeys(TABLES, DIM), cross_rank=32,
                 hidden=(128, 64), context=context,
             )
-            publish(repository.workspace, candidate)
+            publish(repository.workspace, release)
         write_context_views(repository.workspace, self.ids("user"), self.ids("item"))
         repository.apply()
         repository.materialize()

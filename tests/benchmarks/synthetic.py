@@ -34,21 +34,21 @@ _SCHEMA = pa.schema(
 
 
 def publish_synthetic(workspace: Workspace, rows: int, *, seed: int = 0) -> Manifest:
-    """Write a release candidate with one table of `rows` rows and publish it as `facet publish` does."""
-    candidate = workspace.root / "candidate"
-    (candidate / "tables").mkdir(parents=True)
-    _write_table(candidate / Manifest.table_path(TABLE), rows, seed=seed)
+    """Write a release with one table of `rows` rows and publish it as `facet publish` does."""
+    release = workspace.root / "release"
+    (release / "tables").mkdir(parents=True)
+    _write_table(release / Manifest.table_path(TABLE), rows, seed=seed)
     default = packed_rows(1, np.random.default_rng(seed))
     spec = TableSpec(TABLE, DIM, rows, "int4", "vocabulary", default.tobytes().hex())
     model = UpperModel(UpperConfig({TABLE: DIM}, CONTEXT_FEATURES, TASKS, cross_rank=4, hidden=(16,)))
-    save_upper_model(model, candidate / "upper")
-    release = {
+    save_upper_model(model, release / "upper")
+    content = {
         "dataset": "synthetic", "as_of": AS_OF.isoformat(), "windows": WINDOWS.to_dict(),
         "tables": [spec.to_dict()], "metrics": {},
     }
-    (candidate / "release.json").write_text(json.dumps(release))
-    manifest = publish(workspace, candidate)
-    shutil.rmtree(candidate)
+    (release / "release.json").write_text(json.dumps(content))
+    manifest = publish(workspace, release)
+    shutil.rmtree(release)
     return manifest
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipelines.publish import publish
-from tests.releases import DIMS, FeastRepository, entity_ids, published_rows, write_candidate, write_context_views
+from tests.releases import DIMS, FeastRepository, entity_ids, published_rows, write_context_views, write_release
 from tests.waiting import PROGRAM_S
 
 FEAST = Path(sys.executable).with_name("feast")
@@ -25,7 +25,7 @@ def feast(repository: FeastRepository, *args: str) -> subprocess.CompletedProces
 def test_apply_materialize_list_and_a_corrupted_version(tmp_path: Path) -> None:
     repository = FeastRepository.create(tmp_path)
     workspace = repository.workspace
-    publish(workspace, write_candidate(tmp_path / "first", seed=1, rows=1_500))
+    publish(workspace, write_release(tmp_path / "first", seed=1, rows=1_500))
     write_context_views(workspace, entity_ids("user", 50), entity_ids("item", 50))
 
     applied = feast(repository, "apply")
@@ -51,7 +51,7 @@ def test_apply_materialize_list_and_a_corrupted_version(tmp_path: Path) -> None:
         expected = [status["PRESENT" if key in truth else "NOT_FOUND"].number for key in asked]
         assert list(result.statuses) == expected
 
-    publish(workspace, write_candidate(tmp_path / "second", seed=2), parents=(1,))
+    publish(workspace, write_release(tmp_path / "second", seed=2), parents=(1,))
     repository.apply()
     table = workspace.versions.path(2) / "tables" / "item.kge.parquet"
     shutil.copyfile(workspace.versions.path(1) / "tables" / "item.kge.parquet", table)

@@ -20,7 +20,7 @@ import pytest
 from online.store import RequestRefused
 from pipelines.publish import publish
 from pipelines.retire import retire
-from tests.releases import AS_OF, DIMS, FeastRepository, entity_ids, published_rows, write_candidate
+from tests.releases import AS_OF, DIMS, FeastRepository, entity_ids, published_rows, write_release
 from tests.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.slow
@@ -194,7 +194,7 @@ def test_versions_come_and_go_while_it_serves(server: Any, repository: FeastRepo
     with ThreadPoolExecutor(1) as pool:
         watching = pool.submit(watch)
         try:
-            publish(repository.workspace, write_candidate(repository.root / "candidate3", seed=3), parents=(2,))
+            publish(repository.workspace, write_release(repository.root / "release3", seed=3), parents=(2,))
             repository.apply()
             answer = until(3, "item.kge", 500)
             assert "feast materialize" in answer

@@ -30,7 +30,7 @@ from pipelines.contracts.table_file import write_table_file
 from pipelines.contracts.workspace import Workspace
 from pipelines.publish import publish
 from tests.redis_server import RedisServer
-from tests.releases import AS_OF, FeastRepository, entity_ids, published_rows, write_candidate
+from tests.releases import AS_OF, FeastRepository, entity_ids, published_rows, write_release
 
 TABLE = "item.kge"
 IDS = entity_ids("item", 200)
@@ -335,20 +335,20 @@ RULES = [IdRule("vocabulary+buckets", 40, seed=3), IdRule("hash", 40, seed=3)]
 @pytest.fixture(params=RULES, ids=[rule.name for rule in RULES])
 def bucketed(request: pytest.FixtureRequest, own_workspace: FeastRepository, tmp_path: Path) -> FeastRepository:
     """Version 3, whose table has hash buckets."""
-    rule, candidate = request.param, write_candidate(tmp_path / "third", seed=3)
-    release = json.loads((candidate / "release.json").read_text())
-    spec = TableSpec(**next(table for table in release["tables"] if table["name"] == TABLE))
+    rule, release = request.param, write_release(tmp_path / "third", seed=3)
+    content = json.loads((release / "release.json").read_text())
+    spec = TableSpec(**next(table for table in content["tables"] if table["name"] == TABLE))
     kept = IDS if rule.name != "hash" else IDS[:0]
     ids = np.concatenate([rule.all_bucket_ids(), kept])
-    path = candidate / "tables" / f"{TABLE}.parquet"
+    path = release / "tables" / f"{TABLE}.parquet"
     packed = np.random.default_rng(5).integers(0, 64, (len(ids), spec.row_bytes), np.uint8)  # finite as fp16
     path.unlink()
     write_table_file(path, [(ids, packed)], row_bytes=spec.row_bytes, as_of=AS_OF)
-    for table in release["tables"]:
+    for table in content["tables"]:
         if table["name"] == TABLE:
             table |= {"rows": len(ids), "id_rule": rule.name, "buckets": rule.buckets, "hash_seed": rule.seed}
-    (candidate / "release.json").write_text(json.dumps(release))
-    publish(own_workspace.workspace, candidate)
+    (release / "release.json").write_text(json.dumps(content))
+    publish(own_workspace.workspace, release)
     own_workspace.apply()
     materialize(own_workspace, 3)
     return own_workspace
@@ -386,13 +386,13 @@ def test_an_unknown_id_that_only_feast_knows(bucketed: FeastRepository) -> None:
 
 
 def test_a_table_without_rows(own_workspace: FeastRepository, tmp_path: Path) -> None:
-    candidate = write_candidate(tmp_path / "third", seed=3)
-    path = candidate / "tables" / f"{TABLE}.parquet"
+    release = write_release(tmp_path / "third", seed=3)
+    path = release / "tables" / f"{TABLE}.parquet"
     pq.write_table(pq.read_table(path).slice(0, 0), path)
-    release = json.loads((candidate / "release.json").read_text())
-    next(table for table in release["tables"] if table["name"] == TABLE)["rows"] = 0
-    (candidate / "release.json").write_text(json.dumps(release))
-    publish(own_workspace.workspace, candidate)
+    content = json.loads((release / "release.json").read_text())
+    next(table for table in content["tables"] if table["name"] == TABLE)["rows"] = 0
+    (release / "release.json").write_text(json.dumps(content))
+    publish(own_workspace.workspace, release)
     own_workspace.apply()
     materialize(own_workspace, 3)
     report = audit(own_workspace.workspace, 3)
@@ -459,13 +459,13 @@ def test_a_segment_of_another_version(own_workspace: FeastRepository) -> None:
 
 
 def test_a_version_that_is_not_materialized(own_workspace: FeastRepository, tmp_path: Path) -> None:
-    publish(own_workspace.workspace, write_candidate(tmp_path / "third", seed=3))
+    publish(own_workspace.workspace, write_release(tmp_path / "third", seed=3))
     with pytest.raises(VersionNotFound, match="feast materialize"):
         audit(own_workspace.workspace, 3)
 
 
 def test_a_version_that_is_not_applied(own_workspace: FeastRepository, tmp_path: Path) -> None:
-    publish(own_workspace.workspace, write_candidate(tmp_path / "third", seed=3))
+    publish(own_workspace.workspace, write_release(tmp_path / "third", seed=3))
     own_workspace.apply()
     materialize(own_workspace, 3)
     store = own_workspace.store()

@@ -7,7 +7,7 @@ import pytest
 from pipelines.contracts.durable import remove_directory, sha256_of
 from pipelines.contracts.workspace import Workspace
 from tests.crash import leftovers, require_served, require_whole
-from tests.releases import FeastRepository, entity_ids, published_rows, write_candidate
+from tests.releases import FeastRepository, entity_ids, published_rows, write_release
 from tests.rivals import materializing, publishing, race
 
 pytestmark = pytest.mark.slow
@@ -16,18 +16,18 @@ ROUNDS = 12
 
 
 def test_two_publishers(tmp_path: Path) -> None:
-    """In even rounds each has a candidate of its own, in odd rounds both have the same."""
+    """In even rounds each has a release of its own, in odd rounds both have the same."""
     workspace, folders = Workspace(tmp_path / "var"), [tmp_path / name for name in ("mine", "theirs")]
     for number in range(ROUNDS):
         for position, folder in enumerate(folders):
-            write_candidate(folder / str(number), seed=2 * number + position * (1 - number % 2), rows=60)
+            write_release(folder / str(number), seed=2 * number + position * (1 - number % 2), rows=60)
     outcomes = race(range(ROUNDS), *((publishing, workspace.root, folder) for folder in folders))
     published = require_whole(workspace)
     for number, outcome in enumerate(outcomes):
         won = {told: folder for told, folder in zip(outcome, folders, strict=True) if told.isdigit()}
         lost = [told for told in outcome if not told.isdigit()]
         numbers = [told for told in outcome if told.isdigit()]
-        # Of the same candidate, the second may find the first between its rename and its pointer, and finish for it.
+        # Of the same release, the second may find the first between its rename and its pointer, and finish for it.
         assert len(won) == 1 if number % 2 else len(won) == len(numbers) > 0, outcome
         assert all(told.startswith("VersionConflict") for told in lost), outcome
         for told, folder in won.items():

@@ -40,12 +40,12 @@ from tests.crash import (
     Outcome,
     leftovers,
     materialize_repository,
-    publish_candidate,
+    publish_release,
     require_served,
     require_whole,
     run_child,
 )
-from tests.releases import DIMS, WIDE_RANGE, FeastRepository, entity_ids, published_rows, write_candidate
+from tests.releases import DIMS, WIDE_RANGE, FeastRepository, entity_ids, published_rows, write_release
 from tests.waiting import until
 
 pytestmark = pytest.mark.crash
@@ -99,14 +99,14 @@ class LiveTier:
 
 
 class Stage:
-    """Version 1 small, materialized and served live; a large candidate beside it."""
+    """Version 1 small, materialized and served live; a large release beside it."""
 
     def __init__(self, root: Path) -> None:
         self.repository = FeastRepository.create(root)
         self.workspace = self.repository.workspace
-        self.candidate = self.workspace.run("large").ranker("both", 0) / "int4"
-        publish(self.workspace, write_candidate(root / "old", seed=1, rows=OLD_ROWS))
-        write_candidate(self.candidate, seed=2, rows=ROWS)
+        self.release = self.workspace.run("large").ranker("both", 0) / "int4"
+        publish(self.workspace, write_release(root / "old", seed=1, rows=OLD_ROWS))
+        write_release(self.release, seed=2, rows=ROWS)
         self.repository.apply()
         self.repository.materialize(self.views(1))
         self.first_row = published_rows(self.workspace, 1, "item.kge")[1][0].tobytes()
@@ -207,7 +207,7 @@ def test_publishing_killed_at_random_instants(stage: Stage) -> None:
 
     def run(kill_after_s: float | None) -> Outcome:
         return run_child(
-            publish_candidate, workspace.root, stage.candidate, root=workspace.root, kill_after_s=kill_after_s
+            publish_release, workspace.root, stage.release, root=workspace.root, kill_after_s=kill_after_s
         )
 
     tally = Tally("publish", run, lambda: stage.drop(stage.newest()))
@@ -235,7 +235,7 @@ def test_publishing_killed_at_random_instants(stage: Stage) -> None:
 @pytest.fixture
 def large_version(stage: Stage) -> Iterator[int]:
     """Published and applied, not materialized."""
-    version = publish(stage.workspace, stage.candidate).version
+    version = publish(stage.workspace, stage.release).version
     stage.repository.apply()
     yield version
     stage.drop(version)
@@ -297,7 +297,7 @@ def test_the_commands_killed(stage: Stage) -> None:
         stage.require_old_version()
         states[f"{len(require_whole(workspace)) - 1} of 1 version published"] += 1
         if workspace.versions.current() == 1:
-            publish(workspace, stage.candidate)
+            publish(workspace, stage.release)
         version = stage.newest()
         assert workspace.versions.current() == version and not leftovers(workspace.versions.root)
         say(f"facet publish {i + 1}/{COMMANDS}: killed {instant:.3f} s after it began to write; recovered")

@@ -20,12 +20,12 @@ from tests.crash import (
     every_step,
     leftovers,
     materialize_repository,
-    publish_candidate,
+    publish_release,
     require_served,
     require_whole,
     retire_version,
 )
-from tests.releases import FeastRepository, entity_ids, published_rows, write_candidate
+from tests.releases import FeastRepository, entity_ids, published_rows, write_release
 
 pytestmark = pytest.mark.slow
 
@@ -45,18 +45,18 @@ def audited(repository: FeastRepository, version: int) -> None:
 
 
 def test_publish(own_workspace: FeastRepository, tmp_path: Path) -> None:
-    workspace, candidate = own_workspace.workspace, write_candidate(tmp_path / "candidate", seed=3)
+    workspace, release = own_workspace.workspace, write_release(tmp_path / "release", seed=3)
     moments = {"before": 0, "unpointed": 0, "done": 0}
-    for outcome in every_step(publish_candidate, workspace.root, candidate, root=workspace.root):
+    for outcome in every_step(publish_release, workspace.root, release, root=workspace.root):
         number = max(*require_whole(workspace), 3)
         require_served(workspace, 2)
         if workspace.versions.current() != 2:
             moments["done"] += 1
             with pytest.raises(VersionConflict, match="not published yet"):
-                publish(workspace, candidate)
+                publish(workspace, release)
         else:
             moments["unpointed" if len(require_whole(workspace)) > 2 else "before"] += 1
-            number = publish(workspace, candidate).version
+            number = publish(workspace, release).version
         assert workspace.versions.current() == number and require_whole(workspace)[-1] == number, outcome
         assert not leftovers(workspace.versions.root), outcome
         if outcome.killed:

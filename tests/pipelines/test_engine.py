@@ -24,7 +24,7 @@ from pipelines.contracts.segment import Segment
 from pipelines.publish import publish
 from pipelines.retire import retire
 from tests.crash import kill_during, materialize_repository, require_served
-from tests.releases import AS_OF, DIMS, WIDE_RANGE, FeastRepository, entity_ids, published_rows, write_candidate
+from tests.releases import AS_OF, DIMS, WIDE_RANGE, FeastRepository, entity_ids, published_rows, write_release
 
 VIEWS_2 = [f"{table.replace('.', '_')}__v2" for table in DIMS]
 
@@ -212,8 +212,8 @@ def large_repository(workspace_with_versions: FeastRepository, tmp_path_factory:
     """Version 1 small and materialized, version 2 large and only applied."""
     root = tmp_path_factory.mktemp("large")
     repository = FeastRepository.create(root)
-    publish(repository.workspace, write_candidate(root / "first", seed=1))
-    publish(repository.workspace, write_candidate(root / "second", seed=2, rows=150_000))
+    publish(repository.workspace, write_release(root / "first", seed=1))
+    publish(repository.workspace, write_release(root / "second", seed=2, rows=150_000))
     repository.apply()
     repository.materialize([view.replace("__v2", "__v1") for view in VIEWS_2])
     return repository

@@ -18,12 +18,12 @@ from pipelines.publish import publish
 from tests.crash import (
     leftovers,
     materialize_repository,
-    publish_candidate,
+    publish_release,
     require_served,
     require_whole,
     run_child,
 )
-from tests.releases import DIMS, FeastRepository, write_candidate
+from tests.releases import DIMS, FeastRepository, write_release
 
 DISK_BYTES = 16 << 20
 ROWS = 30_000  # of each table: about 2.5 MB of Parquet, and as much again in segments
@@ -65,14 +65,14 @@ class Disk:
 
 
 @pytest.fixture(scope="module")
-def candidates(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def releases(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A small one, and one that is too large for what is left of a disk."""
-    root = tmp_path_factory.mktemp("candidates")
-    return write_candidate(root / "small", seed=1), write_candidate(root / "large", seed=2, rows=ROWS)
+    root = tmp_path_factory.mktemp("releases")
+    return write_release(root / "small", seed=1), write_release(root / "large", seed=2, rows=ROWS)
 
 
 @pytest.fixture(scope="module")
-def disk(tmp_path_factory: pytest.TempPathFactory, candidates: tuple[Path, Path]) -> Iterator[Disk]:
+def disk(tmp_path_factory: pytest.TempPathFactory, releases: tuple[Path, Path]) -> Iterator[Disk]:
     where = tmp_path_factory.mktemp("disk")
     mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(where)]
     tried = subprocess.run(mount, capture_output=True, text=True)
@@ -80,7 +80,7 @@ def disk(tmp_path_factory: pytest.TempPathFactory, candidates: tuple[Path, Path]
         pytest.skip(f"no file system can be mounted here: {tried.stderr.strip()}")
     try:
         disk = Disk(where)
-        publish(disk.workspace, candidates[0])
+        publish(disk.workspace, releases[0])
         disk.repository.apply()
         disk.repository.materialize([view.replace("__v2", "__v1") for view in VIEWS])
         yield disk
@@ -88,12 +88,12 @@ def disk(tmp_path_factory: pytest.TempPathFactory, candidates: tuple[Path, Path]
         subprocess.run(["umount", "--lazy", str(where)], check=True)
 
 
-def test_publishing_onto_a_full_disk(disk: Disk, candidates: tuple[Path, Path]) -> None:
-    workspace, large = disk.workspace, candidates[1]
+def test_publishing_onto_a_full_disk(disk: Disk, releases: tuple[Path, Path]) -> None:
+    workspace, large = disk.workspace, releases[1]
     needed = sum(path.stat().st_size for path in large.rglob("*") if path.name != "release.json")
     for share in FREE:
         disk.leave_free(int(share * needed))
-        outcome = run_child(publish_candidate, workspace.root, large, root=workspace.root)
+        outcome = run_child(publish_release, workspace.root, large, root=workspace.root)
         assert outcome.error.startswith(("DiskFull: cannot write", "InvalidConfig: cannot write")), (share, outcome)
         assert str(workspace.versions.root) in outcome.error and "No space left on device" in outcome.error
         assert require_whole(workspace) == [1] and not leftovers(workspace.root), (share, outcome)
@@ -102,10 +102,10 @@ def test_publishing_onto_a_full_disk(disk: Disk, candidates: tuple[Path, Path]) 
     assert publish(workspace, large).version == 2 and require_whole(workspace) == [1, 2]
 
 
-def test_materializing_onto_a_full_disk(disk: Disk, candidates: tuple[Path, Path]) -> None:
+def test_materializing_onto_a_full_disk(disk: Disk, releases: tuple[Path, Path]) -> None:
     repository, workspace = disk.repository, disk.workspace
     if 2 not in workspace.versions.numbers():
-        publish(workspace, candidates[1])
+        publish(workspace, releases[1])
     repository.apply()
     before = disk.free_bytes()
     repository.materialize(VIEWS)
@@ -127,10 +127,10 @@ def test_materializing_onto_a_full_disk(disk: Disk, candidates: tuple[Path, Path
 
 @pytest.mark.parametrize("limit_bytes", [0, 1 << 16, 1 << 18])
 def test_a_limit_on_the_size_of_files(
-    own_workspace: FeastRepository, candidates: tuple[Path, Path], limit_bytes: int
+    own_workspace: FeastRepository, releases: tuple[Path, Path], limit_bytes: int
 ) -> None:
-    workspace, large = own_workspace.workspace, candidates[1]
-    outcome = run_child(_limited, limit_bytes, publish_candidate, (workspace.root, large), root=workspace.root)
+    workspace, large = own_workspace.workspace, releases[1]
+    outcome = run_child(_limited, limit_bytes, publish_release, (workspace.root, large), root=workspace.root)
     assert outcome.error.startswith("DiskFull: cannot write") and "File too large" in outcome.error, outcome
     assert require_whole(workspace) == [1, 2] and not leftovers(workspace.root)
     assert publish(workspace, large).version == 3
@@ -151,12 +151,12 @@ def _limited(limit_bytes: int, work, args: tuple) -> None:
     work(*args)
 
 
-def test_a_disk_that_may_only_be_read(disk: Disk, candidates: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_disk_that_may_only_be_read(disk: Disk, releases: tuple[Path, Path], tmp_path: Path) -> None:
     remove_directory(disk.workspace.segment(1, "item.kge"), within=disk.workspace.segments)
-    other = write_candidate(tmp_path / "candidate", seed=5)
+    other = write_release(tmp_path / "release", seed=5)
     with disk.read_only(tmp_path / "read_only") as repository:
         workspace = repository.workspace
-        outcome = run_child(publish_candidate, workspace.root, other, root=workspace.root)
+        outcome = run_child(publish_release, workspace.root, other, root=workspace.root)
         assert outcome.error.startswith(f"InvalidConfig: cannot write to {workspace.versions.root}"), outcome
         assert "Read-only file system" in outcome.error
         outcome = run_child(materialize_repository, repository.root, ["item_kge__v1"], root=workspace.root)

@@ -28,20 +28,20 @@ from pipelines.contracts.rowcodec import CODEC_NAMES
 from pipelines.contracts.version import VersionStore
 from pipelines.contracts.workspace import Workspace
 from pipelines.publish import point, publish
-from tests.crash import kill_during, publish_candidate
+from tests.crash import kill_during, publish_release
 from tests.planted_models import DAMAGES, plant
-from tests.releases import AS_OF, DIMS, write_candidate, write_table
+from tests.releases import AS_OF, DIMS, write_release, write_table
 
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_candidate(tmp_path_factory.mktemp("candidate") / "int4", seed=1)
+    return write_release(tmp_path_factory.mktemp("release") / "int4", seed=1)
 
 
 @pytest.fixture
-def candidate(pristine: Path, tmp_path: Path) -> Path:
-    """A candidate that a test may break."""
-    return Path(shutil.copytree(pristine, tmp_path / "candidate"))
+def release(pristine: Path, tmp_path: Path) -> Path:
+    """A release that a test may break."""
+    return Path(shutil.copytree(pristine, tmp_path / "release"))
 
 
 @pytest.fixture
@@ -49,9 +49,9 @@ def workspace(tmp_path: Path) -> Workspace:
     return Workspace(tmp_path / "var")
 
 
-def other_candidate(candidate: Path, seed: int) -> Path:
+def other_release(release: Path, seed: int) -> Path:
     """Another release of the same tables: only the upper model differs."""
-    other = Path(shutil.copytree(candidate, candidate.with_name(f"candidate-{seed}")))
+    other = Path(shutil.copytree(release, release.with_name(f"release-{seed}")))
     weights = load_file(other / "upper/model.safetensors")
     save_file({name: tensor + np.float32(seed) for name, tensor in weights.items()}, other / "upper/model.safetensors")
     return other
@@ -64,61 +64,61 @@ def whole(versions: VersionStore) -> list[int]:
     return versions.numbers()
 
 
-def test_a_version_is_the_candidates_files_under_a_sealed_manifest(workspace: Workspace, candidate: Path) -> None:
-    manifest = publish(workspace, candidate)
+def test_a_version_is_the_releases_files_under_a_sealed_manifest(workspace: Workspace, release: Path) -> None:
+    manifest = publish(workspace, release)
     directory = workspace.versions.path(1)
     assert workspace.versions.current() == 1 and workspace.versions.manifest(1) == manifest
     files = {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
     assert files == {*manifest.files, "manifest.json", "manifest.sha256"}
-    assert all((directory / name).read_bytes() == (candidate / name).read_bytes() for name in manifest.files)
+    assert all((directory / name).read_bytes() == (release / name).read_bytes() for name in manifest.files)
     assert manifest.as_of == AS_OF and {spec.name: spec.dim for spec in manifest.tables} == DIMS
 
 
-def test_numbers_go_up_and_are_never_used_twice(workspace: Workspace, candidate: Path) -> None:
-    publish(workspace, candidate)
-    publish(workspace, other_candidate(candidate, 1), parents=(1,))
+def test_numbers_go_up_and_are_never_used_twice(workspace: Workspace, release: Path) -> None:
+    publish(workspace, release)
+    publish(workspace, other_release(release, 1), parents=(1,))
     workspace.versions.point_to(1)
     workspace.versions.retire(2)
-    manifest = publish(workspace, other_candidate(candidate, 2), parents=(1,))
+    manifest = publish(workspace, other_release(release, 2), parents=(1,))
     assert (manifest.version, manifest.parents, workspace.versions.numbers()) == (3, (1,), [1, 3])
     workspace.versions.point_to(1)
     workspace.versions.retire(3)
     assert workspace.versions.next_number() == 4
 
 
-def test_the_same_candidate_twice_is_refused(workspace: Workspace, candidate: Path) -> None:
-    publish(workspace, candidate)
+def test_the_same_release_twice_is_refused(workspace: Workspace, release: Path) -> None:
+    publish(workspace, release)
     with pytest.raises(VersionConflict, match="the files of version 1"):
-        publish(workspace, candidate)
+        publish(workspace, release)
     assert whole(workspace.versions) == [1]
 
 
-def test_what_happens_to_the_candidate_later_does_not_happen_to_the_version(
-    workspace: Workspace, candidate: Path
+def test_what_happens_to_the_release_later_does_not_happen_to_the_version(
+    workspace: Workspace, release: Path
 ) -> None:
-    manifest = publish(workspace, candidate)
+    manifest = publish(workspace, release)
     for name in manifest.files:
-        with (candidate / name).open("r+b") as file:
+        with (release / name).open("r+b") as file:
             file.write(b"gone")
     manifest.verify(workspace.versions.path(1))
 
 
 def test_a_copy_that_is_not_what_was_read_is_refused(
-    workspace: Workspace, candidate: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, release: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def alter(versions: VersionStore, parents: tuple[int, ...], hashes: dict[str, str], staging: Path) -> None:
         with (staging / "upper/config.json").open("a") as file:
-            file.write(" ")  # the candidate's check finds nothing wrong with it
+            file.write(" ")  # the release's check finds nothing wrong with it
 
     monkeypatch.setattr("pipelines.publish._share_with", alter)
     with pytest.raises(IntegrityError, match=r"upper/config\.json"):
-        publish(workspace, candidate)
+        publish(workspace, release)
     assert workspace.versions.current() is None and not any(workspace.versions.root.glob("*"))
 
 
-def test_files_that_a_parent_has_too_lie_on_the_disk_once(workspace: Workspace, candidate: Path) -> None:
-    publish(workspace, candidate)
-    second, third = other_candidate(candidate, 1), other_candidate(candidate, 2)
+def test_files_that_a_parent_has_too_lie_on_the_disk_once(workspace: Workspace, release: Path) -> None:
+    publish(workspace, release)
+    second, third = other_release(release, 1), other_release(release, 2)
     manifest = publish(workspace, second, parents=(1,))
     first, child = workspace.versions.path(1), workspace.versions.path(2)
     shared = {name for name in manifest.files if (child / name).samefile(first / name)}
@@ -137,33 +137,33 @@ def test_files_that_a_parent_has_too_lie_on_the_disk_once(workspace: Workspace, 
 def test_a_table_without_rows_and_every_quantization_can_be_published(
     workspace: Workspace, tmp_path: Path, quantization: str
 ) -> None:
-    candidate = write_candidate(tmp_path / quantization, seed=3, quantization=quantization)
-    rewrite("item.kge", lambda table: table.slice(0, 0))(candidate)
-    release = json.loads((candidate / "release.json").read_text())
-    next(table for table in release["tables"] if table["name"] == "item.kge")["rows"] = 0
-    (candidate / "release.json").write_text(json.dumps(release))
-    assert publish(workspace, candidate).table("item.kge").rows == 0 and whole(workspace.versions) == [1]
+    release = write_release(tmp_path / quantization, seed=3, quantization=quantization)
+    rewrite("item.kge", lambda table: table.slice(0, 0))(release)
+    content = json.loads((release / "release.json").read_text())
+    next(table for table in content["tables"] if table["name"] == "item.kge")["rows"] = 0
+    (release / "release.json").write_text(json.dumps(content))
+    assert publish(workspace, release).table("item.kge").rows == 0 and whole(workspace.versions) == [1]
 
 
-def test_an_unknown_parent_is_refused(workspace: Workspace, candidate: Path) -> None:
+def test_an_unknown_parent_is_refused(workspace: Workspace, release: Path) -> None:
     with pytest.raises(VersionNotFound, match="version 5"):
-        publish(workspace, candidate, parents=(5,))
+        publish(workspace, release, parents=(5,))
     assert workspace.versions.numbers() == []
 
 
 def rewrite(table: str, change: Callable[[pa.Table], pa.Table]) -> Callable[[Path], None]:
-    def apply(candidate: Path) -> None:
-        path = candidate / "tables" / f"{table}.parquet"
+    def apply(release: Path) -> None:
+        path = release / "tables" / f"{table}.parquet"
         pq.write_table(change(pq.read_table(path)), path)
 
     return apply
 
 
 def edit_release(change: Callable[[dict], object]) -> Callable[[Path], None]:
-    def apply(candidate: Path) -> None:
-        release = json.loads((candidate / "release.json").read_text())
-        change(release)
-        (candidate / "release.json").write_text(json.dumps(release))
+    def apply(release: Path) -> None:
+        content = json.loads((release / "release.json").read_text())
+        change(content)
+        (release / "release.json").write_text(json.dumps(content))
 
     return apply
 
@@ -173,30 +173,30 @@ def with_column(name: str, values: pa.Array) -> Callable[[pa.Table], pa.Table]:
 
 
 def scale_of_row_17(value: float) -> Callable[[Path], None]:
-    def apply(candidate: Path) -> None:
-        table = pq.read_table(candidate / "tables/item.kge.parquet")
+    def apply(release: Path) -> None:
+        table = pq.read_table(release / "tables/item.kge.parquet")
         rows = np.array([np.frombuffer(row, np.uint8) for row in table["row"].to_pylist()])
         rows[17, -4:-2] = np.frombuffer(np.float16(value).tobytes(), np.uint8)
-        write_table(candidate / "tables/item.kge.parquet", table["id"].to_numpy(), rows, AS_OF)
+        write_table(release / "tables/item.kge.parquet", table["id"].to_numpy(), rows, AS_OF)
 
     return apply
 
 
-def with_buckets(candidate: Path) -> None:
+def with_buckets(release: Path) -> None:
     """Says that the table has hash buckets, which have no rows."""
-    edit_release(lambda r: r["tables"][0].update(id_rule="vocabulary+buckets", buckets=2))(candidate)
+    edit_release(lambda r: r["tables"][0].update(id_rule="vocabulary+buckets", buckets=2))(release)
 
 
-def nan_weight(candidate: Path) -> None:
-    weights = load_file(candidate / "upper/model.safetensors")
+def nan_weight(release: Path) -> None:
+    weights = load_file(release / "upper/model.safetensors")
     weights["heads.bias"] = np.full_like(weights["heads.bias"], np.inf)
-    save_file(weights, candidate / "upper/model.safetensors")
+    save_file(weights, release / "upper/model.safetensors")
 
 
-def other_dims(candidate: Path) -> None:
-    config = json.loads((candidate / "upper/config.json").read_text())
+def other_dims(release: Path) -> None:
+    config = json.loads((release / "upper/config.json").read_text())
     config["tables"]["item.kge"] = 99
-    (candidate / "upper/config.json").write_text(json.dumps(config))
+    (release / "upper/config.json").write_text(json.dumps(config))
 
 
 BROKEN = {
@@ -250,22 +250,22 @@ WRONG_IN_ITSELF = {"no columns", "short default row", "leaking windows"}
 
 
 @pytest.mark.parametrize("broken", BROKEN)
-def test_a_broken_candidate_is_refused_and_nothing_is_written(
-    workspace: Workspace, candidate: Path, broken: str
+def test_a_broken_release_is_refused_and_nothing_is_written(
+    workspace: Workspace, release: Path, broken: str
 ) -> None:
     damage, message = BROKEN[broken]
-    damage(candidate)
+    damage(release)
     with pytest.raises(InvalidConfig if broken in WRONG_IN_ITSELF else InvalidTable, match=message):
-        publish(workspace, candidate)
+        publish(workspace, release)
     assert workspace.versions.current() is None and not any(workspace.versions.root.glob("*"))
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_model_that_no_ranker_could_run_is_neither_published_nor_pointed_at(
-    workspace: Workspace, candidate: Path, damage: str
+    workspace: Workspace, release: Path, damage: str
 ) -> None:
-    first = publish(workspace, candidate)
-    second = other_candidate(candidate, 1)
+    first = publish(workspace, release)
+    second = other_release(release, 1)
     apply, message = DAMAGES[damage]
     apply(second / "upper")
     with pytest.raises(InvalidTable, match=message):
@@ -273,9 +273,9 @@ def test_a_model_that_no_ranker_could_run_is_neither_published_nor_pointed_at(
     assert workspace.versions.current() == first.version and workspace.versions.numbers() == [1]
 
 
-def test_an_unfit_version_of_old_is_not_pointed_at(workspace: Workspace, candidate: Path) -> None:
-    publish(workspace, candidate)
-    publish(workspace, other_candidate(candidate, 1))
+def test_an_unfit_version_of_old_is_not_pointed_at(workspace: Workspace, release: Path) -> None:
+    publish(workspace, release)
+    publish(workspace, other_release(release, 1))
     apply, message = DAMAGES["an unknown transform"]
     plant(workspace, 1, apply)
     with pytest.raises(IntegrityError, match=message):
@@ -284,10 +284,10 @@ def test_an_unfit_version_of_old_is_not_pointed_at(workspace: Workspace, candida
 
 
 def test_a_crash_before_the_pointer_is_not_finished_once_the_model_was_damaged(
-    workspace: Workspace, candidate: Path
+    workspace: Workspace, release: Path
 ) -> None:
-    publish(workspace, candidate)
-    second = other_candidate(candidate, 1)
+    publish(workspace, release)
+    second = other_release(release, 1)
     publish(workspace, second)
     point(workspace, 1)  # as if the process had died between the rename and the pointer
     weights = workspace.versions.path(2) / "upper/model.safetensors"
@@ -297,15 +297,15 @@ def test_a_crash_before_the_pointer_is_not_finished_once_the_model_was_damaged(
     assert workspace.versions.current() == 1
 
 
-def test_no_candidate_names_the_stage_that_makes_it(workspace: Workspace, tmp_path: Path) -> None:
+def test_no_release_names_the_stage_that_makes_it(workspace: Workspace, tmp_path: Path) -> None:
     with pytest.raises(NotPrepared, match="facet quantize"):
         publish(workspace, tmp_path / "nowhere")
 
 
-def test_a_workspace_that_cannot_be_written(tmp_path: Path, candidate: Path) -> None:
+def test_a_workspace_that_cannot_be_written(tmp_path: Path, release: Path) -> None:
     (tmp_path / "file").write_text("not a directory")
     with pytest.raises(InvalidConfig, match="cannot write to"):
-        publish(Workspace(tmp_path / "file"), candidate)
+        publish(Workspace(tmp_path / "file"), release)
 
 
 def test_two_writers_of_one_number(workspace: Workspace) -> None:
@@ -318,20 +318,20 @@ def test_two_writers_of_one_number(workspace: Workspace) -> None:
 
 
 def test_what_a_crash_left_is_swept_and_what_a_living_writer_fills_is_not(
-    workspace: Workspace, candidate: Path
+    workspace: Workspace, release: Path
 ) -> None:
     root = workspace.versions.root
     (root / ".staging-dead-9" / "tables").mkdir(parents=True)
     (root / ".staging-dead-CURRENT").touch()
     os.utime(root / ".staging-dead-CURRENT", (time.time() - 7200,) * 2)
     with creating_directory(root / "8") as living:
-        publish(workspace, candidate)
+        publish(workspace, release)
         assert living.is_dir() and [p.name for p in root.glob(".staging*")] == [living.name]
 
 
-def test_a_crash_before_the_pointer_is_finished_by_publishing_again(workspace: Workspace, candidate: Path) -> None:
-    publish(workspace, candidate)
-    second = other_candidate(candidate, 1)
+def test_a_crash_before_the_pointer_is_finished_by_publishing_again(workspace: Workspace, release: Path) -> None:
+    publish(workspace, release)
+    second = other_release(release, 1)
     sha = publish(workspace, second).sha256
     workspace.versions.point_to(1)  # as if the process had died between the rename and the pointer
     assert publish(workspace, second).sha256 == sha
@@ -340,14 +340,14 @@ def test_a_crash_before_the_pointer_is_finished_by_publishing_again(workspace: W
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_candidate(tmp_path_factory.mktemp("large") / "int4", seed=2, rows=150_000)
+    return write_release(tmp_path_factory.mktemp("large") / "int4", seed=2, rows=150_000)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
-def test_publishing_killed_at_any_instant(workspace: Workspace, candidate: Path, large: Path, seed: int) -> None:
-    first, second = publish(workspace, candidate), large
-    kill_during(publish_candidate, workspace.root, second, between_s=(0.0, 0.25), seed=seed)
+def test_publishing_killed_at_any_instant(workspace: Workspace, release: Path, large: Path, seed: int) -> None:
+    first, second = publish(workspace, release), large
+    kill_during(publish_release, workspace.root, second, between_s=(0.0, 0.25), seed=seed)
     assert workspace.versions.current() in (1, 2) and workspace.versions.manifest(1) == first
     assert whole(workspace.versions) in ([1], [1, 2])
     if workspace.versions.current() == 1:
@@ -376,9 +376,9 @@ class TestCommands:
     def test_the_staleness_gate(
         self, workspace: Workspace, pristine: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        candidate = workspace.run("v1").ranker("both", 0) / "int4"
-        shutil.copytree(pristine, candidate)
-        edit_release(lambda release: release["windows"].update(pretrain=["2010-09-01", "2010-12-01"]))(candidate)
+        release = workspace.run("v1").ranker("both", 0) / "int4"
+        shutil.copytree(pristine, release)
+        edit_release(lambda r: r["windows"].update(pretrain=["2010-09-01", "2010-12-01"]))(release)
         publish = ("publish", "--run", "v1")  # 121 days between the windows
         with pytest.raises(StalePretraining, match="at most 120 days, got 121"):
             self.run(workspace, *publish, "--pretraining-refuse-days", "120")

@@ -21,7 +21,7 @@ from pipelines.contracts.workspace import Workspace
 from pipelines.publish import publish
 from pipelines.retire import bytes_below, delete_leftovers, leftovers, retire
 from tests.crash import require_served, require_whole
-from tests.releases import FeastRepository, published_rows, write_candidate
+from tests.releases import FeastRepository, published_rows, write_release
 from tests.rivals import holding, race, retiring
 
 
@@ -192,9 +192,9 @@ def test_the_commands(own_workspace: FeastRepository, capsys: pytest.CaptureFixt
 def test_lineage_as_a_tree(tmp_path: Path, own_workspace: FeastRepository) -> None:
     workspace = own_workspace.workspace
     for version, parents in ((3, (2,)), (4, (1, 2)), (5, ())):
-        publish(workspace, write_candidate(tmp_path / f"candidate{version}", seed=version, rows=20), parents=parents)
+        publish(workspace, write_release(tmp_path / f"release{version}", seed=version, rows=20), parents=parents)
     retire(workspace, 1)
-    publish(workspace, write_candidate(tmp_path / "candidate6", seed=6, rows=20), parents=(1, 5))  # a retired parent
+    publish(workspace, write_release(tmp_path / "release6", seed=6, rows=20), parents=(1, 5))  # a retired parent
     lines = run(workspace, "versions", "lineage").splitlines()
     assert [line.partition("  ")[0] for line in lines] == ["6", "├─ 5", "└─ 1", "4", "├─ 2", "│", "└─ 1", "3", "└─ 2"]
     assert lines[5].startswith("│  └─ 1  [retired 20")
@@ -213,7 +213,7 @@ def test_a_load_and_a_retirement_at_the_same_moment(tmp_path: Path, own_workspac
     """Either the load is refused or the retirement: nobody ever serves a half-deleted version."""
     workspace, last = own_workspace.workspace, 16
     for version in range(3, last + 1):
-        publish(workspace, write_candidate(tmp_path / f"candidate{version}", seed=version, rows=40))
+        publish(workspace, write_release(tmp_path / f"release{version}", seed=version, rows=40))
     own_workspace.apply()
     own_workspace.materialize()
     outcomes = race(range(1, last), (holding, workspace.root), (retiring, workspace.root))

@@ -25,8 +25,8 @@ from tests.releases import (
     FeastRepository,
     entity_ids,
     published_rows,
-    write_candidate,
     write_context_views,
+    write_release,
     write_table,
 )
 
@@ -43,12 +43,12 @@ def applied(tmp_path_factory: pytest.TempPathFactory) -> FeastRepository:
     """
     root = tmp_path_factory.mktemp("shared")
     repository = FeastRepository.create(root)
-    publish(repository.workspace, write_candidate(root / "first", seed=1))
-    candidate = write_candidate(root / "second", seed=1)
-    others = write_candidate(root / "other", seed=2)
-    release = json.loads((candidate / "release.json").read_text())
-    for spec in release["tables"]:
-        path, name = candidate / Manifest.table_path(spec["name"]), spec["name"]
+    publish(repository.workspace, write_release(root / "first", seed=1))
+    release = write_release(root / "second", seed=1)
+    others = write_release(root / "other", seed=2)
+    content = json.loads((release / "release.json").read_text())
+    for spec in content["tables"]:
+        path, name = release / Manifest.table_path(spec["name"]), spec["name"]
         ids, rows = published_rows(repository.workspace, 1, name)
         rows = rows.copy()
         if name == OTHER:
@@ -61,8 +61,8 @@ def applied(tmp_path_factory: pytest.TempPathFactory) -> FeastRepository:
             ids = np.concatenate([ids[5:], 2**62 + np.arange(1, 4)])
             write_table(path, ids, np.concatenate([rows[5:], rows[:3]]), AS_OF)
             spec["rows"] = len(ids)
-    (candidate / "release.json").write_text(json.dumps(release))
-    publish(repository.workspace, candidate, parents=(1,))
+    (release / "release.json").write_text(json.dumps(content))
+    publish(repository.workspace, release, parents=(1,))
     write_context_views(repository.workspace, entity_ids("user", 200), entity_ids("item", 200))
     repository.apply()
     repository.materialize(VIEWS[1])
@@ -108,10 +108,10 @@ def test_of_several_parents_it_shares_with_the_one_of_the_same_rows(
     repository: FeastRepository, tmp_path: Path
 ) -> None:
     """`CHANGED` of version 3 is that of version 1 again; version 2, the newer parent, has other rows."""
-    workspace, candidate = repository.workspace, write_candidate(tmp_path / "third", seed=1)
-    shutil.copy(write_candidate(tmp_path / "fourth", seed=3) / Manifest.table_path(OTHER), candidate / "tables")
+    workspace, release = repository.workspace, write_release(tmp_path / "third", seed=1)
+    shutil.copy(write_release(tmp_path / "fourth", seed=3) / Manifest.table_path(OTHER), release / "tables")
     repository.materialize(VIEWS[2])
-    publish(workspace, candidate, parents=(1, 2))
+    publish(workspace, release, parents=(1, 2))
     repository.apply()
     repository.materialize(["item_kge__v3"])
     first, third = (workspace.segment(version, CHANGED) / "rows.npy" for version in (1, 3))

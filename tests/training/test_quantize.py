@@ -1,4 +1,4 @@
-"""FP32 rows to published bytes: FBGEMM against the codec, refusals before a write, the release candidate."""
+"""FP32 rows to published bytes: FBGEMM against the codec, refusals before a write, the release."""
 
 import json
 from dataclasses import replace
@@ -111,7 +111,7 @@ def test_a_quantized_table_decodes_to_what_will_be_served():
 
 
 @pytest.mark.parametrize("name", CODEC_NAMES)
-def test_the_release_candidate_is_complete(world, trained, name):
+def test_the_release_is_complete(world, trained, name):
     metrics = quantize(world.workspace, world.run, arm="both", seed=0, to=name)
     directory = world.run.ranker("both", 0) / name
     release = json.loads((directory / "release.json").read_text())
@@ -149,7 +149,7 @@ def test_the_quantized_auc_is_that_of_the_published_bytes(world, trained):
     assert metrics["auc_delta"]["click"] == pytest.approx(auc["click"] - trained.metrics["auc"]["click"])
 
 
-def test_nan_in_a_table_is_refused_and_the_last_candidate_stays(world, trained):
+def test_nan_in_a_table_is_refused_and_the_last_release_stays(world, trained):
     quantize(world.workspace, world.run, arm="both", seed=0, to="int4")
     directory = world.run.ranker("both", 0)
     before = (directory / "int4" / "release.json").read_bytes()

@@ -1,4 +1,4 @@
-"""`facet quantize`: a fine-tuned ranker becomes a release candidate."""
+"""`facet quantize`: a fine-tuned ranker becomes a release."""
 
 import click
 

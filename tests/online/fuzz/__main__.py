@@ -56,13 +56,13 @@ def _first_inputs() -> Path:
 
 def _made_workspace():
     from pipelines.publish import publish
-    from tests.releases import FeastRepository, entity_ids, write_candidate, write_context_views
+    from tests.releases import FeastRepository, entity_ids, write_context_views, write_release
 
     root = Path(tempfile.mkdtemp(prefix="facet-fuzz-"))
     repository = FeastRepository.create(root)
     for version in (1, 2):
-        candidate = write_candidate(root / f"candidate{version}", seed=version)
-        publish(repository.workspace, candidate, parents=() if version == 1 else (1,))
+        release = write_release(root / f"release{version}", seed=version)
+        publish(repository.workspace, release, parents=() if version == 1 else (1,))
     write_context_views(repository.workspace, entity_ids("user", 200), entity_ids("item", 200))
     repository.apply()
     repository.materialize()

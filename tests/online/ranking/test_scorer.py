@@ -19,7 +19,7 @@ from pipelines.contracts.spec import TableSpec
 from pipelines.contracts.workspace import Workspace
 from pipelines.publish import publish
 from tests.planted_models import DAMAGES, plant
-from tests.releases import write_candidate
+from tests.releases import write_release
 
 
 @settings(max_examples=40, deadline=None)
@@ -70,7 +70,7 @@ def test_an_unpublished_version_is_not_loaded(workspace_with_versions) -> None:
 @pytest.fixture(scope="module")
 def published(tmp_path_factory) -> Workspace:
     root = tmp_path_factory.mktemp("published")
-    publish(Workspace(root / "var"), write_candidate(root / "candidate", seed=1))
+    publish(Workspace(root / "var"), write_release(root / "release", seed=1))
     return Workspace(root / "var")
 
 

@@ -136,11 +136,11 @@ def test_the_same_number_with_another_manifest_is_refused(own_workspace, tier, h
     import shutil
 
     from pipelines.publish import publish
-    from tests.releases import write_candidate
+    from tests.releases import write_release
 
     workspace = own_workspace.workspace
     shutil.rmtree(workspace.root / "versions")
-    publish(workspace, write_candidate(own_workspace.root / "again", seed=77))
+    publish(workspace, write_release(own_workspace.root / "again", seed=77))
     ranker = host_ranker(own_workspace, [tier.address], (1,))
     client = RankClient(ranker.address)
     with pytest.raises(RpcError) as caught:
@@ -157,18 +157,18 @@ def test_versions_with_other_tables_run_side_by_side(own_workspace, host_cpu_tie
     from pipelines.contracts.upper_files import save_upper_model
     from pipelines.contracts.upper_model import UpperModel
     from pipelines.publish import publish
-    from tests.releases import write_candidate
+    from tests.releases import write_release
 
-    candidate = write_candidate(own_workspace.root / "fewer", seed=3)
+    release = write_release(own_workspace.root / "fewer", seed=3)
     dims = {name: dim for name, dim in DIMS.items() if name != "user.kge"}
-    release = json.loads((candidate / "release.json").read_text())
-    release["tables"] = [table for table in release["tables"] if table["name"] in dims]
-    (candidate / "release.json").write_text(json.dumps(release))
-    (candidate / "tables" / "user.kge.parquet").unlink()
+    content = json.loads((release / "release.json").read_text())
+    content["tables"] = [table for table in content["tables"] if table["name"] in dims]
+    (release / "release.json").write_text(json.dumps(content))
+    (release / "tables" / "user.kge.parquet").unlink()
     save_upper_model(
-        UpperModel(UpperConfig(dims, CONTEXT_FEATURES, TASKS, cross_rank=4, hidden=(16,))), candidate / "upper"
+        UpperModel(UpperConfig(dims, CONTEXT_FEATURES, TASKS, cross_rank=4, hidden=(16,))), release / "upper"
     )
-    publish(own_workspace.workspace, candidate)
+    publish(own_workspace.workspace, release)
     own_workspace.apply()
     own_workspace.materialize([f"{name.replace('.', '_')}__v3" for name in dims])
     tier = host_cpu_tier(own_workspace.workspace, (1,))

@@ -18,7 +18,7 @@ from online.rpc_error import Code, RpcError, rpc_error_from
 from pipelines.contracts.context import CONTEXT_FEATURES, ContextFeature
 from pipelines.contracts.errors import NotPrepared
 from pipelines.publish import publish
-from tests.releases import AS_OF, DIMS, FeastRepository, entity_ids, write_candidate
+from tests.releases import AS_OF, DIMS, FeastRepository, entity_ids, write_release
 from tests.waiting import until
 
 NOW = AS_OF.timestamp() + 3600.0
@@ -68,8 +68,8 @@ def remove_trend(repository: FeastRepository) -> None:
 @pytest.fixture
 def repository(own_workspace: FeastRepository) -> FeastRepository:
     """Versions 1 and 2, and a version 3 whose model reads a view that nobody has applied."""
-    candidate = write_candidate(own_workspace.root / "trend", seed=3, context=(*CONTEXT_FEATURES, TREND))
-    publish(own_workspace.workspace, candidate)
+    release = write_release(own_workspace.root / "trend", seed=3, context=(*CONTEXT_FEATURES, TREND))
+    publish(own_workspace.workspace, release)
     own_workspace.apply()
     own_workspace.materialize([f"{name.replace('.', '_')}__v3" for name in DIMS])
     return own_workspace

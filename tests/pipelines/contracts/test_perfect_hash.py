@@ -4,13 +4,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.contracts.hashing import hash64
-from pipelines.contracts.perfect_hash import BUCKET_KEYS, LOAD, MAX_PART_KEYS, build_part, fingerprint, salted, slot_of
+from pipelines.contracts.perfect_hash import BIN_KEYS, LOAD, MAX_PART_KEYS, build_part, fingerprint, salted, slot_of
 
 
 def build(hashes: np.ndarray, load: float = LOAD) -> tuple[int, np.ndarray, np.ndarray, np.ndarray, int]:
     n = len(hashes)
     slots = max(1, int(np.ceil(n / load)))
-    pilots = np.full(max(1, int(np.ceil(n / BUCKET_KEYS))), 255, np.uint8)
+    pilots = np.full(max(1, int(np.ceil(n / BIN_KEYS))), 255, np.uint8)
     rows, remap = np.full(n, 65_535, np.uint16), np.full(slots - n, 65_535, np.uint16)
     return build_part(hashes, slots, pilots, rows, remap), pilots, rows, remap, slots
 
@@ -36,8 +36,8 @@ def test_the_arrays_alone_give_every_key_its_row(n: int, load: float) -> None:
         assert rows[i] == (slot if slot < n else remap[slot - n])
 
 
-def test_hashes_that_share_their_bucket_are_told_apart() -> None:
-    """The low 32 bits choose the bucket: here all keys have the same ones."""
+def test_hashes_that_share_their_bin_are_told_apart() -> None:
+    """The low 32 bits choose the bin: here all keys have the same ones."""
     hashes = (hash64(np.arange(8)) >> np.uint64(32) << np.uint64(32)) | np.uint64(7)
     salt, _, rows, _, _ = build(hashes, load=0.5)
     assert salt >= 0 and sorted(rows.tolist()) == list(range(8))
@@ -48,7 +48,7 @@ def test_what_cannot_be_placed_is_reported_and_does_not_hang() -> None:
     assert build(np.array([5, 5, 9], np.uint64))[0] == -1
 
 
-def test_prints_are_spread_evenly() -> None:
-    prints = np.array([fingerprint(hashed) for hashed in hash64(np.arange(200_000))], np.uint64)
-    counts = np.bincount((prints >> np.uint64(56)).astype(int), minlength=256)
+def test_fingerprints_are_spread_evenly() -> None:
+    fingerprints = np.array([fingerprint(hashed) for hashed in hash64(np.arange(200_000))], np.uint64)
+    counts = np.bincount((fingerprints >> np.uint64(56)).astype(int), minlength=256)
     assert 150 < ((counts - 781.25) ** 2 / 781.25).sum() < 380  # 255 degrees of freedom, standard deviation 23

@@ -122,7 +122,7 @@ FINITE_OR_NOT = st.one_of(floats(70_000.0), floats(2.0**127), EDGES)
 @settings(max_examples=300, deadline=None)
 @given(data=st.data(), name=st.sampled_from(CODEC_NAMES), dim=st.integers(1, 9), count=st.integers(0, 12))
 def test_finite_says_of_any_bytes_what_decoding_them_says(data, name, dim, count):
-    """Also of bytes that no encoder writes: a candidate may come from a stranger."""
+    """Also of bytes that no encoder writes: a release may come from a stranger."""
     width = codec(name).row_bytes(dim)
     packed = data.draw(hnp.arrays(np.uint8, (count, width), elements=st.integers(0, 255)))
     width_of_number = 4 if name == "int8" else 2

@@ -266,7 +266,7 @@ CHANGES: dict[str, Callable[[dict], object]] = {
     "a hash that is none": lambda header: header["files"].update({"rows.npy": ""}),
     "no files": lambda header: header.pop("files"),
     "one key more": lambda header: header.update(more=1),
-    "another format": lambda header: header.update(format=3),
+    "another format": lambda header: header.update(format=4),
     "a version that is text": lambda header: header.update(version="3"),
     "version 0": lambda header: header.update(version=0),
     "no table": lambda header: header.update(table=None),
@@ -286,8 +286,8 @@ CHANGES: dict[str, Callable[[dict], object]] = {
     "a part of another shift": lambda header: header["index"].update(part_shift=62),
     "a shift out of range": lambda header: header["index"].update(part_shift=64),
     "a negative shift": lambda header: header["index"].update(part_shift=-1),
-    "another print": lambda header: header["index"].update(print_bytes=2),
-    "no print": lambda header: header["index"].update(print_bytes=0),
+    "another fingerprint": lambda header: header["index"].update(fingerprint_bytes=2),
+    "no fingerprint": lambda header: header["index"].update(fingerprint_bytes=0),
     "a seed too large": lambda header: header["index"].update(seed=2**64),
 }
 
@@ -301,6 +301,18 @@ def test_a_header_that_does_not_fit_is_refused_before_anything_is_looked_up(
     reseal(tmp_path / "s", CHANGES[change])
     with pytest.raises(IntegrityError, match="Delete the segment"):
         Segment.open(tmp_path / "s", verify=verify)
+
+
+def test_the_format_before_is_refused_by_its_number(tmp_path: Path) -> None:
+    write(tmp_path / "s", batch([1]), rows=1)
+
+    def as_before(header: dict) -> None:
+        header["format"] = 2
+        header["index"]["print_bytes"] = header["index"].pop("fingerprint_bytes")
+
+    reseal(tmp_path / "s", as_before)
+    with pytest.raises(IntegrityError, match=r"format 3, got .*got 2.*materialize the version again"):
+        Segment.open(tmp_path / "s")
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "5", '"segment"', "{}", "[" * 100_000], ids=lambda text: text[:9])

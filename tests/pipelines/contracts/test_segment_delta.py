@@ -249,7 +249,7 @@ def test_buckets_of_the_newer_version(tmp_path: Path, buckets_change: bool) -> N
 
 @pytest.mark.parametrize("same_bytes", [False, True])
 def test_buckets_ids_that_pass_for_others_read_their_buckets(tmp_path: Path, same_bytes: bool) -> None:
-    """About six of 400,000 do, in a base of 16-bit prints."""
+    """About six of 400,000 do, in a base of 16-bit fingerprints."""
     spec = replace(SPEC, id_rule="vocabulary+buckets", buckets=400_000, rows=400_000)
     buckets, ids = spec.rule.all_bucket_ids(), random_ids(1_000, seed=1, low=0)
     before = random_rows(np.concatenate([buckets, ids]), seed=2)

@@ -19,7 +19,7 @@ from pipelines.contracts.upper_model import UpperModel
 from pipelines.contracts.workspace import Workspace
 from pipelines.publish import publish
 from tests.planted_models import DAMAGES, configured, plant
-from tests.releases import write_candidate
+from tests.releases import write_release
 
 CONFIG = UpperConfig(
     tables={"user.kge": 12, "item.kge": 12},
@@ -103,7 +103,7 @@ class TestPublished:
     @pytest.fixture
     def workspace(self, tmp_path: Path) -> Workspace:
         workspace = Workspace(tmp_path / "var")
-        publish(workspace, write_candidate(tmp_path / "candidate", seed=1))
+        publish(workspace, write_release(tmp_path / "release", seed=1))
         return workspace
 
     @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])

@@ -1,7 +1,7 @@
-"""A release candidate: what the trainer hands over to be published, checked as if it came from a stranger.
+"""A release: what the trainer hands over to be published, checked as if it came from a stranger.
 
 ```
-<candidate>/
+<release>/
   release.json               dataset, as_of, windows, tables (specs), metrics
   tables/<table>.parquet     id int64 ascending · row fixed-size binary · event_timestamp = as_of
   upper/config.json, upper/model.safetensors
@@ -28,13 +28,13 @@ from pipelines.contracts.table_batches import checked_batches
 from pipelines.contracts.table_file import open_table_file, table_schema
 from pipelines.contracts.windows import Windows
 
-__all__ = ["Candidate"]
+__all__ = ["Release"]
 
 BATCH_ROWS = 65_536
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Release:
     """What `release.json` says, and where its files lie.
 
     Attributes:
@@ -50,7 +50,7 @@ class Candidate:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Paths inside the candidate that a version consists of."""
+        """Paths inside the release that a version consists of."""
         return (*map(Manifest.table_path, self.names), Manifest.UPPER_CONFIG, Manifest.UPPER_WEIGHTS)
 
     @property
@@ -58,7 +58,7 @@ class Candidate:
         return tuple(spec.name for spec in self.tables)
 
     @classmethod
-    def read(cls, directory: Path) -> "Candidate":
+    def read(cls, directory: Path) -> "Release":
         """Read `release.json`, and see that the files are there.
 
         Raises:
@@ -69,7 +69,7 @@ class Candidate:
         path = directory / "release.json"
         if not path.is_file():
             raise NotPrepared(
-                f"no release candidate at {directory}", expected="release.json", got="nothing there",
+                f"no release at {directory}", expected="release.json", got="nothing there",
                 remedy="Run `facet quantize` for this run, arm, seed and quantization first.",
             )
         try:
@@ -81,16 +81,16 @@ class Candidate:
             tables = tuple(TableSpec.from_dict(table, where=f"a table of {path}") for table in raw["tables"])
             if not tables or len({spec.name for spec in tables}) != len(tables):
                 raise ValueError(f"tables {[spec.name for spec in tables]}")
-            candidate = cls(directory, raw["dataset"], as_of, windows, tables, raw["metrics"])
+            release = cls(directory, raw["dataset"], as_of, windows, tables, raw["metrics"])
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidTable(
                 f"{path} cannot be understood", expected="dataset, as_of, windows, distinct tables and metrics",
                 got=repr(error), remedy="Run `facet quantize` again.",
             ) from error
-        for name in candidate.files:
+        for name in release.files:
             if not (directory / name).is_file():
-                _refuse(f"the candidate {directory}", expected=f"the file {name}", got="no file")
-        return candidate
+                _refuse(f"the release {directory}", expected=f"the file {name}", got="no file")
+        return release
 
     def check(self) -> None:
         """Read every file once; raises `InvalidTable` naming the first table or weight that may not be published."""
