@@ -25,7 +25,7 @@ def checked(answer: Status, host: str) -> Status:
         expected, got = problem
         raise RpcError(
             Code.INTERNAL, f"status of {host}", expected=expected, got=got,
-            remedy="Check what listens at that address, and that it is of this release.",
+            remedy="Check what listens at that address, and that it runs the same Facet.",
         )
     return answer
 

@@ -130,7 +130,7 @@ class Tally:
         if bounds_ms and bounds_ms != self.bounds_ms:
             raise InvalidConfig(
                 f"latency counts of ranker {host}", expected=f"the bins of the others, {self.bounds_ms}",
-                got=str(bounds_ms), remedy="Run the same release on all rankers during a canary.",
+                got=str(bounds_ms), remedy="Run the same Facet on all rankers during a canary.",
             )
 
     def of(self, version: int) -> Counts:

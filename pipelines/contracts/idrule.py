@@ -44,7 +44,7 @@ class IdRule:
         if self.name not in ID_RULES:
             raise InvalidConfig(
                 "id rule", expected=f"one of {ID_RULES}", got=repr(self.name),
-                remedy="Publish with a rule that this release knows.",
+                remedy="Publish with a rule that this Facet knows.",
             )
         if not (self.buckets == 0 if self.name == "vocabulary" else 1 <= self.buckets <= MAX_BUCKETS):
             raise InvalidConfig(

@@ -25,7 +25,7 @@ def test_the_formula_of_the_protocol(ids: np.ndarray, count: int) -> None:
 
 
 def test_golden_shards() -> None:
-    """Hosts and clients of any release must agree."""
+    """Hosts and clients of any Facet must agree."""
     ids = np.array([0, 1, -1, 42, 2**62 + 1, 3141760557156334012])
     assert shard_of(ids, 2).tolist() == [0, 0, 1, 1, 0, 1]
     assert shard_of(ids, 4096).tolist() == [0, 1385, 2893, 2677, 677, 2833]

@@ -216,7 +216,7 @@ def test_a_ranker_that_loads_or_unloads_a_version_was_not_restarted() -> None:
 
 
 def test_rankers_of_different_bins_are_not_added_up() -> None:
-    with pytest.raises(InvalidConfig, match="same release"):
+    with pytest.raises(InvalidConfig, match="same Facet"):
         Tally().look({"a": ranker(), "b": RankerStatus(latency_bounds_ms=[1.0, 3.0])})
 
 
