@@ -4,7 +4,7 @@
 # make bench-publish-100m   one table of 100 M rows, from publishing to retiring
 # make test-crash           publish and materialize killed more than a hundred times, twelve minutes; FACET_CRASH_SEED=N repeats one
 # make bench-online         serving against tables at hand, a gRPC echo and Feast, 20 to 45 minutes, into reports/bench/
-# make chaos                a million ranked requests, rollouts and kills at once, every answer recomputed; 25 to 75 minutes
+# make chaos                a million ranked requests, rollouts and kills at once, every answer recomputed; 25 to 100 minutes
 # make soak                 fifteen minutes of everything, no process may grow
 # make fuzz                 coverage-guided fuzzing of services, messages, headers, manifests, roles and tags, nine minutes
 # On a machine with an NVIDIA GPU: make LOCK=requirements/cuda.lock demo

@@ -1,7 +1,7 @@
 """`make chaos`: requests, rollouts and SIGKILLs at once, and every answer recomputed offline.
 
 ```
-python -m tests.benchmarks.chaos                                         a million requests, 25 to 75 minutes
+python -m tests.benchmarks.chaos                                         a million requests, 25 to 100 minutes
 python -m tests.benchmarks.chaos --requests 20000 --rollouts 3           a shorter series
 python -m tests.benchmarks.chaos --seed N                                the kills of an earlier series, as far as
                                                                          the machine lets time repeat itself
