@@ -10,7 +10,7 @@ __all__ = ["PATIENCE_S", "PROGRAM_S", "FakeClock", "joined", "until"]
 PATIENCE_S = 300.0
 """Bound of every wait in a test. A wait ends when what it waits for happens; it takes so long only if it never will."""
 PROGRAM_S = 1500.0
-"""The same of a program that a test runs to its end, which may take half a minute by itself and ten beside others."""
+"""Bound of a program that a test runs to its end: one of half a minute may take ten minutes beside others."""
 
 
 def until(condition: Callable[[], object], seconds: float = PATIENCE_S) -> None:

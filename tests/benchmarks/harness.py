@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -39,13 +39,24 @@ RESAMPLES = 1000
 PACKAGES = ("feast", "torch", "fbgemm-gpu-cpu", "fbgemm-gpu", "redis", "hiredis", "numba", "numpy", "pyarrow", "duckdb")
 
 
-def _nothing(*_: Any) -> None:
+def _nothing() -> None:
     pass
+
+
+class Contestant(Protocol):
+    """What `interleave` needs of one: its turns, timed, and what clears up after each."""
+
+    @property
+    def name(self) -> str: ...
+
+    def turn(self) -> Sequence[float]: ...
+
+    def after(self) -> None: ...
 
 
 @dataclass(frozen=True)
 class Side:
-    """One contestant.
+    """One contestant, called and timed in this process.
 
     Attributes:
         name: what it is, in words a reader of the figures understands.
@@ -55,7 +66,7 @@ class Side:
     """
 
     name: str
-    call: Callable[[Any], Any] = _nothing
+    call: Callable[[Any], Any]
     inputs: Callable[[], Iterable[Any]] = lambda: (None,)
     after: Callable[[], None] = _nothing
 
@@ -114,7 +125,7 @@ class Result:
     conditions: dict[str, Any] = field(default_factory=dict)
 
 
-def interleave(sides: Sequence[Side], *, rounds: int, label: str) -> dict[str, Timing]:
+def interleave(sides: Sequence[Contestant], *, rounds: int, label: str) -> dict[str, Timing]:
     """Time every side once a round, by turns; the first turn of all is not counted.
 
     Returns:

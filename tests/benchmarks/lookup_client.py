@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from online.rpc.polling import read_in_waiting_threads
-from tests.benchmarks.harness import Side, timed
+from tests.benchmarks.harness import timed
 from tests.releases import entity_ids
 
 __all__ = ["KINDS", "TABLE", "ClientSide"]
@@ -33,16 +33,17 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class ClientSide(Side):
-    """A contestant whose calls are made, and timed, by a process of this module.
+class ClientSide:
+    """A contestant as `harness.Side` is, whose calls are made, and timed, by a process of this module.
 
     Attributes:
         process: with pipes.
         calls: of a turn.
     """
 
-    process: subprocess.Popen | None = None
-    calls: int = 0
+    name: str
+    process: subprocess.Popen
+    calls: int
 
     def turn(self) -> Sequence[float]:
         print(self.calls, file=self.process.stdin, flush=True)
@@ -50,6 +51,9 @@ class ClientSide(Side):
         if not line:
             raise RuntimeError(f"the client of {self.name} has ended")
         return json.loads(line)
+
+    def after(self) -> None:
+        """A turn leaves nothing."""
 
 
 def _asking(kind: str, address: str, message: bytes) -> Callable[[np.ndarray], Any]:

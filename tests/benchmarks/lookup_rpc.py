@@ -54,8 +54,7 @@ def against_echo(serving: Serving) -> Iterator[Result]:
     sides = {
         kind: ClientSide(
             KINDS[kind], calls=sizes.short_calls, process=serving.run(
-                "tests.benchmarks.lookup_client", kind, address,
-                *map(str, (sizes.batch, sizes.rows, request_bytes)),
+                "tests.benchmarks.lookup_client", kind, address, *map(str, (sizes.batch, sizes.rows, request_bytes))
             ),
         )
         for kind, address in addresses.items()

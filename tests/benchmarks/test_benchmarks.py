@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from tests.benchmarks.harness import (
     speeds_compared,
     write_results,
 )
+from tests.benchmarks.lookup_client import KINDS
 from tests.benchmarks.memory import run_watched
 from tests.benchmarks.synthetic import BLOCK_ROWS, DIM, ascending_ids, packed_rows
 from tests.waiting import PROGRAM_S
@@ -88,6 +90,11 @@ def test_online_measures_a_lookup_against_an_echo(tmp_path: Path) -> None:
     for result in results.values():
         assert math.isclose(result["ratio"], result["ours"] / result["rival"])
         assert result["conditions"]["rounds"] >= MIN_ROUNDS
+    said = results["lookup512_p50_vs_grpc_echo"]["conditions"]
+    assert set(said["rounds_us"]) == set(KINDS), "each client asked"
+    median = {kind: statistics.median(rounds) for kind, rounds in said["rounds_us"].items()}
+    assert math.isclose(said["stock_polling_vs_echo"], median["ours_stock_polling"] / median["echo"])
+    assert math.isclose(said["vs_echo_polling_as_ours"], median["ours"] / median["echo_polling"])
 
 
 def test_sides_take_turns_and_the_first_turn_does_not_count() -> None:

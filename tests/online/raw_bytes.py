@@ -22,6 +22,7 @@ def exchange(host: str, port: int, sent: bytes, *, timeout_s: float) -> bytes:
 
 
 def until_ended(connection: socket.socket) -> bytes:
+    """What comes until the server ends the connection, by whichever way."""
     received = b""
     with suppress(ConnectionError):
         while part := connection.recv(1 << 16):
