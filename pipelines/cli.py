@@ -11,6 +11,7 @@ from typing import NoReturn
 import click
 
 from pipelines.contracts.errors import FacetError
+from pipelines.contracts.quick_import import import_typeguard_optimized
 from pipelines.contracts.workspace import Workspace
 
 __all__ = ["facet", "main", "run"]
@@ -93,6 +94,7 @@ def main() -> NoReturn:
 
     Leaves without the interpreter's teardown, in which DuckDB would print pages about objects that Feast keeps open.
     """
+    import_typeguard_optimized()
     status = run()
     logging.shutdown()
     sys.stdout.flush()
