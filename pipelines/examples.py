@@ -24,7 +24,7 @@ __all__ = ["FOLDS", "daily_sales", "examples", "examples_schema", "positives"]
 
 FOLDS = ("finetune", "validation", "test")
 MICROSECONDS_PER_DAY = 86_400_000_000
-SHARE_BUCKETS = 1 << 32
+SHARE_STEPS = 1 << 32
 
 
 def examples_schema(tasks: list[str]) -> pa.Schema:
@@ -173,4 +173,4 @@ def _chosen(users: np.ndarray, share: float) -> np.ndarray:
     mixed = users.astype(np.uint64)
     for multiplier in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
         mixed = (mixed ^ (mixed >> np.uint64(33))) * np.uint64(multiplier)
-    return (mixed >> np.uint64(32)) < np.uint64(share * SHARE_BUCKETS)
+    return (mixed >> np.uint64(32)) < np.uint64(share * SHARE_STEPS)

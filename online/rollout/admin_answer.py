@@ -48,7 +48,7 @@ def _of_ranker(answer: admin_pb2.RankerStatus) -> tuple[str, str] | None:
     if problem := _of_versions(answer.models):
         return problem
     if not all(a < b < math.inf for a, b in pairwise([0.0, *bounds])):
-        return "finite bounds of latency buckets, ascending", f"{len(bounds)}, of which the first are {bounds[:8]}"
+        return "finite bounds of a latency histogram, ascending", f"{len(bounds)}, of which the first are {bounds[:8]}"
     for entry in answer.models:
         if len(entry.latency_counts) not in (0, len(bounds) + 1):
             return f"{len(bounds) + 1} latency counts of version {entry.version}", str(len(entry.latency_counts))

@@ -2,7 +2,7 @@
 
 ```
 versions/7/manifest.json        locked shared by every process that serves version 7, exclusively by its retirement
-versions/pins/7-3f2a9c01.json   who one of them is: pid, role, host, address; locked by it for as long as it lives
+versions/pins/7-3f2a9c01.json   who one of them is: pid, role, machine, address; locked by it for as long as it lives
 ```
 
 The lock on the manifest is what protects: it needs no right to write, cannot be forgotten and ends with its process,
@@ -45,14 +45,14 @@ class Holder:
 
     version: int
     role: str
-    host: str
+    machine: str
     pid: int
     address: str
     since: str  # ISO time, UTC
 
     def __str__(self) -> str:
         at = f" at {self.address}" if self.address else ""
-        return f"{self.role}{at} (pid {self.pid} on {self.host}, since {self.since})"
+        return f"{self.role}{at} (pid {self.pid} on {self.machine}, since {self.since})"
 
 
 @contextmanager

@@ -162,11 +162,11 @@ def rollout_chart(
     steps: Sequence[tuple[float, str]],
     materializing: tuple[float, float],
 ) -> str:
-    """Which version answered when: answers per bucket, stacked by version, with the rollout's steps as lines.
+    """Which version answered when: answers per interval, stacked by version, with the rollout's steps as lines.
 
     Args:
-        seconds: start of each bucket since the load began.
-        answers: version -> answers in each bucket.
+        seconds: start of each interval since the load began.
+        answers: version -> answers in each interval.
         steps: (second, what was done).
         materializing: first and last second of `feast apply` and `feast materialize`.
     """
