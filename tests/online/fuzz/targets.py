@@ -436,8 +436,12 @@ def segment_header(workspace: Workspace) -> Target:
 
 
 def delta_header(workspace: Workspace) -> Target:
-    """A delta's header, sealed anew: one that is not the right one is refused, or leads to the same rows."""
-    spec = workspace.versions.manifest(1).tables[0]
+    """A delta's header, sealed anew: one that is not the right one is refused, or leads to the same rows.
+
+    Some headers name another table, whose rows have another width.
+    """
+    spec, *others = workspace.versions.manifest(1).tables
+    other = next(each for each in others if each.row_bytes != spec.row_bytes)
     directory = Path(tempfile.mkdtemp(prefix="facet-fuzz-")) / "delta"
     atexit.register(shutil.rmtree, directory.parent, ignore_errors=True)
     ids, rows = written_delta(workspace, spec, directory)
@@ -445,10 +449,11 @@ def delta_header(workspace: Workspace) -> Target:
     for path in (header, seal_path(header)):
         path.chmod(0o644)
     right = json.loads(header.read_text())
+    of_other = {**right, "table": other.to_dict()}
 
     def target(raw: bytes) -> None:
         data = atheris.FuzzedDataProvider(raw)
-        write_sealed(header, json.dumps(changed(right, data)))
+        write_sealed(header, json.dumps(changed(data.PickValueInList([right, right, of_other]), data)))
         try:
             segment = open_segment(directory, verify=data.ConsumeBool())
         except IntegrityError:
