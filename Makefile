@@ -6,7 +6,7 @@
 # make bench-online         serving against tables at hand, a gRPC echo and Feast, 20 to 45 minutes, into reports/bench/
 # make chaos                a million ranked requests, rollouts and kills at once, every answer recomputed; 25 to 100 minutes
 # make soak                 fifteen minutes of everything, no process may grow
-# make fuzz                 coverage-guided fuzzing of services, messages, headers, manifests, roles and tags, nine minutes
+# make fuzz                 coverage-guided fuzzing of services, messages, headers, manifests, roles and tags, a quarter of an hour
 # On a machine with an NVIDIA GPU: make LOCK=requirements/cuda.lock demo
 
 PYTHON ?= python3
@@ -58,7 +58,8 @@ chaos soak: setup
 	$(BIN)/python -m tests.benchmarks.$@
 
 fuzz: setup
-	for target in lookup message rank gate shards manifest roles segment_header view_tags; do \
+	for target in lookup message rank cpu_tier_admin ranker_admin gate shards manifest roles segment_header \
+	    delta_header view_tags; do \
 	  $(BIN)/python -m tests.online.fuzz $$target -max_total_time=60 || exit 1; done
 
 clean:

@@ -1,6 +1,5 @@
 """Errors that cross the wire: a gRPC status, a code a program can act on, and a sentence for a person."""
 
-import logging
 import re
 from enum import Enum
 from typing import NoReturn
@@ -12,8 +11,6 @@ from online.printable import one_line, printable, shortened
 from pipelines.contracts.errors import FacetError, IntegrityError, NotPrepared, Unavailable, VersionNotFound
 
 __all__ = ["Code", "RpcError", "abort", "as_rpc_error", "rpc_error_from", "rpc_error_of"]
-
-logger = logging.getLogger(__name__)
 
 CODE_KEY, VERSIONS_KEY = "facet-error", "facet-versions"
 
@@ -72,17 +69,16 @@ class RpcError(FacetError):
 
 
 def rpc_error_of(error: Exception, named: str) -> RpcError:
-    """What a client is told of any error: a defect is INTERNAL, and logged.
+    """What a client is told of any error: a defect is INTERNAL, and its own words stay here.
 
     Args:
-        named: the request, in the log and in what the client is told.
+        named: the request.
     """
     if isinstance(error, FacetError):
         return as_rpc_error(error)
-    logger.error("%s failed", named, exc_info=error)
     return RpcError(
         Code.INTERNAL, named, expected="an answer", got="a defect of the server",
-        remedy="The server's log has the details under this name.",
+        remedy="The server's log has the details, under this name or that of a request like it.",
     )
 
 

@@ -1,5 +1,5 @@
 """What servers log: nothing for a request that is answered in time; one line, at a bounded rate, for one that is not;
-one line for each call of an admin service.
+one line for each call of an admin service; of errors that nobody foresaw the trace, a few a minute of each.
 
 Every line that is logged while a request is served carries the request's id, whoever logs it. As JSON (`facet serve …
 --log-json`), one object a line:
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Hashable
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from traceback import walk_tb
 from types import TracebackType
 from typing import Any
 
@@ -23,7 +24,10 @@ from online.printable import printable
 from online.rpc_error import Code, RpcError, as_rpc_error
 from pipelines.contracts.errors import FacetError
 
-__all__ = ["JsonFormatter", "LimitedRate", "ServedRequest", "audit", "configure", "count_refused", "current_request"]
+__all__ = [
+    "JsonFormatter", "LimitedRate", "ServedRequest", "audit", "configure", "count_refused", "current_request",
+    "log_defect",
+]
 
 logger = logging.getLogger(__name__)
 audit_logger = logging.getLogger(f"{__name__}.audit")
@@ -32,13 +36,14 @@ MAX_ID = 64
 MAX_TEXT = 4096
 MAX_KEYS = 256
 LINES_PER_SECOND = 10
+TRACES_PER_MINUTE = 3
 
 current_request: ContextVar[str] = ContextVar("current_request", default="")
 """Id of the request that this thread serves; empty outside of one."""
 
 
 class LimitedRate:
-    """At most `limit` events a second of each key; says how many were left out. Safe from many threads.
+    """At most `limit` events in `window_s` seconds of each key; says how many were left out. Safe from many threads.
 
     Args:
         clock: seconds, never backwards.
@@ -48,8 +53,11 @@ class LimitedRate:
     (0, None, 1)
     """
 
-    def __init__(self, limit: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._limit, self._clock, self._windows, self._changing = limit, clock, {}, threading.Lock()
+    def __init__(
+        self, limit: int, *, window_s: float = 1.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._limit, self._window_s, self._clock = limit, window_s, clock
+        self._windows, self._changing = {}, threading.Lock()
 
     def admit(self, key: Hashable) -> int | None:
         """None: leave this one out. Else how many of the key were left out since the last that was not.
@@ -62,7 +70,7 @@ class LimitedRate:
             if key not in self._windows and len(self._windows) >= MAX_KEYS:
                 key = None
             window = self._windows.setdefault(key, [now, 0, 0])  # its start, admitted in it, left out since
-            if now - window[0] >= 1.0:
+            if now - window[0] >= self._window_s:
                 window[:2] = now, 0
             if window[1] >= self._limit:
                 window[2] += 1
@@ -121,6 +129,26 @@ def count_refused(service: str, refusal: RpcError, *, peer: str = "") -> None:
     """
     metrics.observe_request(service, refusal.code.name, 0.0)
     _log(service, refusal.code.name, 0.0, refusal, peer=peer)
+
+
+def log_defect(named: str, error: Exception) -> None:
+    """Log an error that nobody foresaw, with its trace: of those raised at one place, `TRACES_PER_MINUTE`.
+
+    Whoever finds a request that meets a defect can send it again and again.
+
+    Args:
+        named: the request.
+    """
+    left_out = _settings.traces.admit(_raised_at(error))
+    if left_out is not None:
+        extra = {"left_out": left_out} if left_out else {}
+        logger.error("%s failed%s", named, _left_out(left_out), exc_info=error, extra=extra)
+
+
+def _raised_at(error: Exception) -> Hashable:
+    """What errors of one defect have in common."""
+    places = [(frame.f_code.co_filename, line) for frame, line in walk_tb(error.__traceback__)]
+    return type(error), *places[-1:]
 
 
 def audit(method: str, caller: str, version: int, outcome: str, seconds: float, *, peer: str = "") -> None:
@@ -228,6 +256,7 @@ class _Settings:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.slow_s = float("inf")
         self.rate = LimitedRate(LINES_PER_SECOND, clock=clock)
+        self.traces = LimitedRate(TRACES_PER_MINUTE, window_s=60.0, clock=clock)
 
 
 _settings = _Settings()

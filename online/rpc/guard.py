@@ -17,6 +17,7 @@ from online.rpc.message import parsed
 from online.rpc.unread import UnreadAnswers
 from online.rpc.waiting import WaitingCalls
 from online.rpc_error import RpcError, abort, rpc_error_of
+from pipelines.contracts.errors import FacetError
 
 __all__ = ["Call", "Guard"]
 
@@ -106,6 +107,8 @@ class Guard:
                 metrics.observe_request(self._name, "CANCELLED", 0.0)
             raise
         except Exception as raised:
+            if not isinstance(raised, FacetError):
+                request_log.log_defect(served.name, raised)
             error = rpc_error_of(raised, served.name)
         if self._audited:
             outcome = error.code.name if error else "OK"

@@ -2,9 +2,11 @@
 
 import math
 import os
+import re
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -31,6 +33,12 @@ TYPED = {
     grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
+
+RUNS = {
+    "lookup": 5000, "message": 5000, "rank": 500, "cpu_tier_admin": 500, "ranker_admin": 300, "gate": 10_000,
+    "shards": 5000, "manifest": 3000, "roles": 3000, "segment_header": 300, "delta_header": 150, "view_tags": 3000,
+}  # fmt: skip
+"""Of each target of `tests.online.fuzz`, about as many as it manages in a second or two after it has started."""
 
 int64s = st.integers(-(2**63), 2**63 - 1)
 packed = st.one_of(
@@ -159,11 +167,16 @@ def test_bad_input_is_refused_by_type_and_leaves_the_servers_as_they_were(
         end.close()
 
 
+def test_make_fuzz_and_the_suite_run_every_target() -> None:
+    from tests.online.fuzz.targets import TARGETS
+
+    makefile = Path(__file__).parents[2] / "Makefile"
+    of_make = re.search(r"for target in ([a-z_\s\\]*); do", makefile.read_text())[1].replace("\\", " ").split()
+    assert sorted(of_make) == sorted(RUNS) == sorted(TARGETS)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("target", "runs"),
-    [("lookup", 5000), ("rank", 500), ("gate", 10_000), ("shards", 5000), ("manifest", 3000), ("roles", 3000)],
-)
+@pytest.mark.parametrize(("target", "runs"), RUNS.items())
 def test_coverage_guided_fuzzing_finds_nothing(workspace_with_versions, tmp_path, target, runs) -> None:
     """A short run with a fixed seed; `make fuzz` goes on for longer."""
     # Linux counts the peak memory of whoever starts a program as the program's: a shell's is small, this process's not.

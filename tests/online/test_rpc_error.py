@@ -3,6 +3,7 @@
 import grpc
 import pytest
 
+from online.observe import request_log
 from online.proto import lookup_pb2, lookup_pb2_grpc
 from online.rpc.channel import open_channel
 from online.rpc.server import Endpoint
@@ -65,6 +66,16 @@ def test_a_defect_is_internal_and_names_only_the_request(failing, caplog) -> Non
     refusal = failing(ZeroDivisionError("secret"))
     assert refusal.code is Code.INTERNAL and "r1" in str(refusal) and "secret" not in str(refusal)
     assert "secret" in caplog.text  # the server's own log has it
+
+
+def test_a_defect_that_is_met_again_and_again_is_told_each_time_and_does_not_fill_the_log(
+    failing, caplog, monkeypatch
+) -> None:
+    monkeypatch.setattr(request_log, "_settings", request_log._Settings(lambda: 0.0))
+    refusals = [failing(ZeroDivisionError("secret")) for _ in range(30)]
+    assert {(refusal.code, "r1" in str(refusal)) for refusal in refusals} == {(Code.INTERNAL, True)}
+    assert caplog.text.count("Traceback") == request_log.TRACES_PER_MINUTE
+    assert len(caplog.records) == request_log.TRACES_PER_MINUTE
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,8 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,11 +19,12 @@ from typing import Any
 import atheris
 import grpc
 import numpy as np
+import pyarrow as pa
 
 from online.lookup.hosted import HostedVersions
 from online.lookup.reader import VersionReader
 from online.lookup.shards import cut
-from online.proto import lookup_pb2, lookup_pb2_grpc, rank_pb2, rank_pb2_grpc
+from online.proto import admin_pb2, admin_pb2_grpc, lookup_pb2, lookup_pb2_grpc, rank_pb2, rank_pb2_grpc
 from online.rpc.admission import Admission
 from online.rpc.executor import Executor
 from online.rpc.gate import Gate
@@ -35,14 +38,20 @@ from online.security.roles import Identity, Roles, token_sha256
 from pipelines.contracts.embedding_view import EmbeddingView
 from pipelines.contracts.errors import IntegrityError, InvalidConfig
 from pipelines.contracts.manifest import Manifest
-from pipelines.contracts.sealed import write_sealed
+from pipelines.contracts.sealed import seal_path, write_sealed
 from pipelines.contracts.segment import Segment
-from pipelines.contracts.segment_header import HEADER_NAME
+from pipelines.contracts.segment_delta import open_segment
+from pipelines.contracts.segment_delta_writer import write_delta
+from pipelines.contracts.segment_header import DELTA_NAME, HEADER_NAME
+from pipelines.contracts.spec import TableSpec
 from pipelines.contracts.workspace import Workspace
+from tests.releases import published_rows
 
 __all__ = ["TARGETS"]
 
 Target = Callable[[bytes], None]
+Method = Callable[..., Any]
+"""Takes the bytes of a request and, if it matters, a `Call`."""
 
 MAX_IDS = 512
 ODD_INTEGERS = [0, 1, 2, -1, 7, 1 << 31, -(1 << 63), (1 << 63) - 1]
@@ -87,24 +96,38 @@ class Call:
         raise Refused
 
 
-def method_of(add: Callable[[Any, Any], None], service: Any, gate: Gate | None = None) -> Callable[[bytes, Call], Any]:
-    """A service's only method behind its guard, from the bytes of a request: its answer's bytes, or None for a typed
-    refusal."""
-    loop, executor = asyncio.new_event_loop(), Executor(Admission(1), "fuzz")
-    server = GuardedServer(Guard("lookup", executor, WaitingCalls(), Limits(), gate=gate))
+def methods_of(add: Callable[[Any, Any], None], service: Any, guard: Guard) -> dict[str, Method]:
+    """A service's methods behind their guard, by name, from the bytes of a request: the answer's bytes, or None for a
+    typed refusal."""
+    loop, server = asyncio.new_event_loop(), GuardedServer(guard)
     add(service, server)
-    server.guard.is_quick = lambda message: True
-    (handler,) = server.methods.values()
+    guard.is_quick = lambda message: True
 
-    def call(raw: bytes, context: Call | None = None) -> Any:
-        context = context or Call()
-        context.message = raw
-        try:
-            return loop.run_until_complete(handler.stream_unary(None, context))
-        except Refused:
-            return None
+    def method(handler: grpc.RpcMethodHandler) -> Method:
+        def call(raw: bytes, context: Call | None = None) -> Any:
+            context = context or Call()
+            context.message = raw
+            try:
+                return loop.run_until_complete(handler.stream_unary(None, context))
+            except Refused:
+                return None
 
-    return call
+        return call
+
+    return {name.rpartition("/")[2]: method(handler) for name, handler in server.methods.items()}
+
+
+def method_of(add: Callable[[Any, Any], None], service: Any, gate: Gate | None = None) -> Method:
+    """A service's only method behind the guard of a port for traffic."""
+    guard = Guard("lookup", Executor(Admission(1), "fuzz"), WaitingCalls(), Limits(), gate=gate)
+    (method,) = methods_of(add, service, guard).values()
+    return method
+
+
+def admin_methods_of(add: Callable[[Any, Any], None], service: Any) -> dict[str, Method]:
+    """As `methods_of`, behind the guard of a port for a rollout's controller."""
+    executor = Executor(Admission(1), "fuzz")
+    return methods_of(add, service, Guard("admin", executor, WaitingCalls(), Limits().for_admin(), audited=True))
 
 
 def odd_integer(data: atheris.FuzzedDataProvider) -> int:
@@ -205,6 +228,93 @@ def rank(workspace: Workspace) -> Target:
             candidates = len(rank_pb2.RankRequest.FromString(message).candidates) // 8
             scores = np.frombuffer(answer.scores, "<f4").reshape(candidates, len(answer.tasks))
             assert answer.version == 1 and ((scores >= 0) & (scores <= 1)).all(), scores
+
+    return target
+
+
+def cpu_tier_admin(workspace: Workspace) -> Target:
+    """`CpuTierAdmin`: each call has the effect it is named for, or is refused and has none; a version always answers.
+    """
+    from online.lookup.service import CpuTierAdminService
+
+    hosted = HostedVersions(cache(lambda version: VersionReader.open(workspace, version)), unload_wait_s=0.0)
+    calls = admin_methods_of(admin_pb2_grpc.add_CpuTierAdminServicer_to_server, CpuTierAdminService(hosted))
+
+    def at_first() -> None:
+        hosted.load(1)
+        hosted.promote(1)
+        hosted.drain(2)
+        hosted.unload(2)
+
+    def check(method: str, request: admin_pb2.VersionRequest, answer: admin_pb2.CpuTierStatus) -> None:
+        answering = {each.version for each in answer.versions if not each.draining}
+        share = request.share or 1.0
+        done = {
+            "Load": request.version in answering,
+            "Promote": request.version == (answer.preferred if share == 1 else answer.canary),
+            "Drain": request.version not in answering,
+            "Unload": request.version not in {each.version for each in answer.versions},
+            "Status": True,
+        }
+        assert done[method], (method, request, answer)
+        assert answer.preferred in answering <= {1, 2} and answer.canary in {0, *answering} - {answer.preferred}
+        assert (0 < answer.canary_share < 1) if answer.canary else answer.canary_share == 0
+        assert (answer.shard, answer.shards, answer.workers) == (0, 1, 1)
+        answer.ClearField("shards"), answer.ClearField("workers")
+        assert answer == hosted.status()
+
+    return admin_target(calls, at_first, check, hosted.status, admin_pb2.CpuTierStatus)
+
+
+def ranker_admin(workspace: Workspace) -> Target:
+    """`RankerAdmin`: as `cpu_tier_admin`. Feast, which takes long to start, would see nothing of the messages."""
+    import torch
+
+    from online.ranking.scorer import Scorer
+    from online.ranking.service import RankerAdminService, RunnableModels
+
+    torch.set_num_threads(1)
+    load = cache(lambda version: Scorer.load(workspace, version, device="cpu"))
+    models = RunnableModels(load, context=SimpleNamespace(require=lambda features, beside: None))
+    calls = admin_methods_of(admin_pb2_grpc.add_RankerAdminServicer_to_server, RankerAdminService(models))
+
+    def at_first() -> None:
+        models.load(1)
+        models.unload(2)
+
+    def check(method: str, request: admin_pb2.VersionRequest, answer: admin_pb2.RankerStatus) -> None:
+        runnable = {model.version for model in answer.models}
+        done = {"Load": request.version in runnable, "Unload": request.version not in runnable, "Status": True}
+        assert done[method], (method, request, answer)
+        assert runnable and runnable <= {1, 2} and answer == models.status()
+
+    return admin_target(calls, at_first, check, models.status, admin_pb2.RankerStatus)
+
+
+def admin_target(
+    calls: dict[str, Method], at_first: Callable[[], None], check: Callable[[str, Any, Any], None],
+    status: Callable[[], Any], answer_type: type,
+) -> Target:
+    """A few calls one after another, of a host that is brought back to where it was before each input."""
+
+    def built(data: atheris.FuzzedDataProvider) -> bytes:
+        version = data.PickValueInList([1, 2, 2, 3, odd_integer(data)])
+        share = data.PickValueInList([0.0, 0.5, 1.0, *ODD_NUMBERS]) if data.ConsumeBool() else data.ConsumeFloat()
+        return admin_pb2.VersionRequest(version=version, share=share).SerializeToString()
+
+    def target(raw: bytes) -> None:
+        data = atheris.FuzzedDataProvider(raw)
+        at_first()
+        for _ in range(data.ConsumeIntInRange(1, 6)):
+            method = data.PickValueInList(sorted(calls))
+            message = built(data) if data.ConsumeIntInRange(0, 7) else data.ConsumeBytes(20)
+            before = status()
+            answered = calls[method](message)
+            if answered is None:
+                assert status() == before, (method, message)
+            else:
+                request = admin_pb2.VersionRequest.FromString(b"" if method == "Status" else message)
+                check(method, request, answer_type.FromString(answered))
 
     return target
 
@@ -323,6 +433,54 @@ def segment_header(workspace: Workspace) -> Target:
         assert any(written[key] != right[key] for key in same) or (rows == truth).all()
 
     return target
+
+
+def delta_header(workspace: Workspace) -> Target:
+    """A delta's header, sealed anew: one that is not the right one is refused, or leads to the same rows.
+
+    Some headers name another table, whose rows have another width.
+    """
+    spec, *others = workspace.versions.manifest(1).tables
+    other = next(each for each in others if each.row_bytes != spec.row_bytes)
+    directory = Path(tempfile.mkdtemp(prefix="facet-fuzz-")) / "delta"
+    atexit.register(shutil.rmtree, directory.parent, ignore_errors=True)
+    ids, rows = written_delta(workspace, spec, directory)
+    header = directory / DELTA_NAME
+    for path in (header, seal_path(header)):
+        path.chmod(0o644)
+    right = json.loads(header.read_text())
+    of_other = {**right, "table": other.to_dict()}
+
+    def target(raw: bytes) -> None:
+        data = atheris.FuzzedDataProvider(raw)
+        write_sealed(header, json.dumps(changed(data.PickValueInList([right, right, of_other]), data)))
+        try:
+            segment = open_segment(directory, verify=data.ConsumeBool())
+        except IntegrityError:
+            return
+        got, found = segment.lookup(ids)
+        assert (got == rows).all() and found.all()
+
+    return target
+
+
+def written_delta(workspace: Workspace, spec: TableSpec, directory: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Write the delta of a version that has some rows of version 1 no more, and of others their opposite.
+
+    Returns:
+        Its ids int64 (N,) and rows uint8 (N, row_bytes).
+    """
+    parent = directory.with_name("parent")
+    shutil.copytree(workspace.segment(1, spec.name), parent)
+    ids, rows = published_rows(workspace, 1, spec.name)
+    ids, rows = ids[3:], rows[3:].copy()
+    rows[::50] ^= 255
+    packed = pa.FixedSizeBinaryArray.from_buffers(pa.binary(rows.shape[1]), len(rows), [None, pa.py_buffer(rows)])
+    assert write_delta(
+        directory, spec=replace(spec, rows=len(ids)), version=2, manifest_sha256="ab" * 32, parent=parent,
+        batches=[pa.record_batch({"id": pa.array(ids), "row": packed})],
+    )
+    return ids, rows
 
 
 def view_tags(workspace: Workspace) -> Target:
@@ -449,6 +607,7 @@ def _shard_by_the_contract(id_: int, count: int) -> int:
 
 
 TARGETS: dict[str, Callable[[Workspace], Target]] = {
-    "lookup": lookup, "message": message, "rank": rank, "gate": gate, "shards": shards, "manifest": manifest,
-    "roles": roles, "segment_header": segment_header, "view_tags": view_tags,
+    "lookup": lookup, "message": message, "rank": rank, "cpu_tier_admin": cpu_tier_admin, "ranker_admin": ranker_admin,
+    "gate": gate, "shards": shards, "manifest": manifest, "roles": roles, "segment_header": segment_header,
+    "delta_header": delta_header, "view_tags": view_tags,
 }

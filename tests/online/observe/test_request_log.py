@@ -105,12 +105,14 @@ def test_a_storm_of_refusals_is_a_few_lines_which_say_how_many_there_were(log, c
     assert "left_out" not in lines(log)[-1]
 
 
-@given(limit=st.integers(1, 5), gaps=st.lists(st.floats(0, 2), max_size=60))
-def test_a_limited_rate_admits_no_more_and_loses_no_count(limit, gaps) -> None:
+@given(
+    limit=st.integers(1, 5), window_s=st.sampled_from([0.5, 1.0, 60.0]), gaps=st.lists(st.floats(0, 2), max_size=60)
+)
+def test_a_limited_rate_admits_no_more_and_loses_no_count(limit, window_s, gaps) -> None:
     now, admitted, left_out = 0.0, [], 0
-    rate = LimitedRate(limit, clock=lambda: now)
+    rate = LimitedRate(limit, window_s=window_s, clock=lambda: now)
     for gap in gaps:
-        now += gap
+        now += gap * window_s
         before = rate.admit("key")
         if before is None:
             left_out += 1
@@ -119,7 +121,7 @@ def test_a_limited_rate_admits_no_more_and_loses_no_count(limit, gaps) -> None:
             left_out = 0
             admitted.append(now)
     for start in admitted:  # windows may meet, hence twice
-        assert sum(start <= at < start + 1.0 for at in admitted) <= 2 * limit
+        assert sum(start <= at < start + window_s for at in admitted) <= 2 * limit
 
 
 def test_keys_of_others_choice_are_bounded() -> None:
@@ -233,12 +235,45 @@ def test_whatever_comes_from_outside_stays_one_bounded_line(request_id, message,
     assert parsed["message"] == message and len(parsed.get("request_id", "")) <= request_log.MAX_ID + 1
 
 
-def test_a_defect_is_logged_with_its_trace(log) -> None:
+def raised(kind: type[Exception] = ZeroDivisionError) -> Exception:
     try:
-        raise ZeroDivisionError("over there")
-    except ZeroDivisionError:
-        logging.getLogger("x").exception("failed")
-    assert "over there" in lines(log)[0]["exception"]
+        raise kind("over there")
+    except kind as error:
+        return error
+
+
+def test_a_defect_is_logged_with_its_trace(log) -> None:
+    request_log.log_defect("request '7f3a'", raised())
+    (line,) = lines(log)
+    assert (line["message"], line["level"]) == ("request '7f3a' failed", "ERROR") and "left_out" not in line
+    assert 'raise kind("over there")' in line["exception"] and "ZeroDivisionError: over there" in line["exception"]
+
+
+def test_a_storm_of_one_defect_is_a_few_traces_which_say_how_many_there_were(log, clock) -> None:
+    for _ in range(1000):
+        request_log.log_defect("request", raised())
+    assert len(lines(log)) == request_log.TRACES_PER_MINUTE
+    clock.now += 59.999
+    request_log.log_defect("request", raised())
+    assert len(lines(log)) == request_log.TRACES_PER_MINUTE
+    clock.now += 0.001
+    request_log.log_defect("request", raised())
+    last = lines(log)[-1]
+    assert last["left_out"] == 1001 - request_log.TRACES_PER_MINUTE and "over there" in last["exception"]
+    assert last["message"] == "request failed (998 more like it left out)"
+
+
+def test_a_storm_of_one_defect_hides_no_other(log) -> None:
+    others = [raised(LookupError), LookupError("raised nowhere")]
+    try:
+        raise ZeroDivisionError("elsewhere")
+    except ZeroDivisionError as error:
+        others.append(error)
+    for _ in range(100):
+        request_log.log_defect("request", raised())
+    for other in others:
+        request_log.log_defect("another", other)
+    assert [line["message"] for line in lines(log)[request_log.TRACES_PER_MINUTE :]] == ["another failed"] * 3
 
 
 def test_the_options_configure_and_the_command_does_not_see_them(log) -> None:
