@@ -19,7 +19,8 @@ from online.proto import admin_pb2, admin_pb2_grpc, lookup_pb2, lookup_pb2_grpc
 from online.rpc.channel import open_channel
 from online.rpc_error import Code
 from tests.holding import holding
-from tests.releases import published_rows
+from tests.online.observe.scrapes import rows_counted
+from tests.releases import entity_ids, published_rows
 from tests.waiting import until
 
 WAIT_S = 50.0
@@ -80,6 +81,16 @@ def test_unknown_repeated_and_no_ids(client, workspace_with_versions) -> None:
     np.testing.assert_array_equal(answer.rows["item.kge"][[0, 2, 3]], rows[[3, 0, 3]])
     assert answer.rows["item.kge"][1].tobytes() == answer.rows["item.kge"][4].tobytes() == spec.default_row_bytes
     assert len(answer.rows["user.kge"]) == 0
+
+
+def test_rows_are_counted_as_asked_for_and_found(client) -> None:
+    items, users = entity_ids("item", 200)[:5], entity_ids("user", 200)[:1]
+    before = rows_counted()
+    client.lookup([1], {"item.kge": np.append(items, [-5, -6]), "user.kge": np.append([-7, -8, -9], users)})
+    client.lookup([1], {"item.kge": np.append(items[:1], [items[0], -5])})
+    assert rows_counted() - before == {
+        ("asked", "item.kge"): 7 + 3, ("found", "item.kge"): 5 + 2, ("asked", "user.kge"): 4, ("found", "user.kge"): 1,
+    }
 
 
 def test_the_preferred_version_answers_if_accepted(client) -> None:

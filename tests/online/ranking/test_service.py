@@ -26,6 +26,7 @@ from online.rpc_error import Code, RpcError
 from pipelines.contracts.context import CONTEXT_FEATURES, context_matrix
 from pipelines.contracts.errors import IntegrityError
 from tests.holding import holding
+from tests.online.observe.scrapes import rows_counted
 from tests.releases import AS_OF, DIMS, TASKS, entity_ids
 from tests.waiting import until
 
@@ -359,6 +360,31 @@ def test_what_became_of_requests_is_counted_by_version(serve) -> None:
     assert status.failed == 1, "the one without rows; what was asked wrongly is no failure of a version"
     assert len(first.latency_counts) == len(status.latency_bounds_ms) + 1 and sum(first.latency_counts) == 3
     assert list(status.latency_bounds_ms) == sorted(status.latency_bounds_ms)
+
+
+class Uncounted(SameHostRows):
+    """Rows of this process that count nothing, as those of a CPU host count nothing in the ranker."""
+
+    def start(self, accepted, ids, *, only=ALL, request_id="", timeout_s=None):
+        with self._hosted.answering_from(accepted, request_id) as held:
+            looked_up = {name: held.lookup(name, values) for name, values in ids.items()}
+        rows, found = ({name: both[part] for name, both in looked_up.items()} for part in (0, 1))
+        return FetchedRows(VersionRows(held.version, held.manifest_sha256, rows, found))
+
+
+def test_rows_are_counted_as_asked_for_and_found(serve) -> None:
+    _, client, _ = serve([1], lambda models, hosted: Uncounted(hosted))
+    users, items = entity_ids("user", 200)[:2], entity_ids("item", 200)[:5]
+    before = rows_counted()
+    for user in (*users, -3):
+        client.rank(int(user), np.append(items, [-5, -6]), now_seconds=NOW)
+    with pytest.raises(RpcError):
+        client.rank(-7, items, now_seconds=NOW)  # has no context: it is not scored
+    assert rows_counted() - before == {
+        ("asked", "user.kge"): 3, ("found", "user.kge"): 2, ("asked", "item.kge"): 3 * 7, ("found", "item.kge"): 3 * 5,
+        ("asked", "user.contrastive"): 3, ("found", "user.contrastive"): 2,
+        ("asked", "item.contrastive"): 3 * 7, ("found", "item.contrastive"): 3 * 5,
+    }  # fmt: skip
 
 
 def test_what_is_too_much_is_refused_and_not_counted_as_a_failure(serve) -> None:
