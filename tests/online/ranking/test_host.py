@@ -1,5 +1,8 @@
 """A ranker as a process, with its rows in the same process; what it remembers."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import grpc
 import numpy as np
 import pytest
@@ -76,6 +79,35 @@ def test_what_a_ranker_holds_is_remembered_at_every_change() -> None:
     with pytest.raises(RpcError):
         models.unload(2)
     assert [state.loaded for state in remembered] == [(1,), (1, 2), (2,), (2,)]
+
+
+def test_a_version_is_pinned_from_before_it_is_loaded_until_after_it_is_unloaded() -> None:
+    """Else it could be retired in between, and its files be gone from under whoever opens them."""
+    happened: list[str] = []
+
+    @contextmanager
+    def pin(version: int) -> Iterator[None]:
+        happened.append(f"pin {version}")
+        try:
+            yield
+        finally:
+            happened.append(f"release {version}")
+
+    def load(version: int) -> Loaded:
+        happened.append(f"load {version}")
+        return _load(version)
+
+    models = RunnableModels(load, context=NoFeatures(), pin=pin)
+    for version in (1, 2, 2):
+        models.load(version)
+    with pytest.raises(VersionNotFound):
+        models.load(3)
+    assert happened == ["pin 1", "load 1", "pin 2", "load 2", "pin 3", "load 3", "release 3"]
+    models.unload(1)
+    models.unload(1)
+    assert happened[7:] == ["release 1"]
+    models.close()
+    assert happened[8:] == ["release 2"]
 
 
 def test_a_ranker_comes_back_without_what_was_retired_meanwhile() -> None:
