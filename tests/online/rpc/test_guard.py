@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -22,15 +23,17 @@ from online.security.credentials import ServerSecurity
 from online.security.roles import token_sha256
 from tests.holding import holding, lasted
 from tests.online.http2 import Connection
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 SLOTS, QUEUE = 3, 2
-WAIT_S = 50.0
-"""For what is to come: a bound for a test that fails, and within the deadline that a call may have."""
+WAIT_S = PATIENCE_S
+"""For what is to come: a bound for a test that fails, and the longest deadline that a call may have by default."""
+NEVER_S = 3600.0
 TOKEN = "a" * 40
 AUTHORIZED = (("authorization", f"Bearer {TOKEN}"),)
 METHOD = "/facet.v1.Lookup/Lookup"
 HEALTH = "/grpc.health.v1.Health/Check"
+REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 
 
 class Holding(lookup_pb2_grpc.LookupServicer):
@@ -84,15 +87,17 @@ def ask(channel: grpc.Channel, name: str = "", *, timeout: float | None = WAIT_S
     return lookup_pb2_grpc.LookupStub(channel).Lookup.future(request, timeout=timeout, metadata=metadata)
 
 
-def silent(channel: grpc.Channel, over: threading.Event, method: str = METHOD, **options: Any) -> Any:
+def silent(
+    channel: grpc.Channel, over: threading.Event, method: str = METHOD, *, timeout: float = WAIT_S, **options: Any
+) -> Any:
     """A call whose message does not come before `over` is set."""
 
     def nothing() -> Iterator[bytes]:
-        over.wait(600)
+        over.wait(NEVER_S)
         return
         yield
 
-    return channel.stream_unary(method).future(nothing(), timeout=WAIT_S, **options)
+    return channel.stream_unary(method).future(nothing(), timeout=timeout, **options)
 
 
 @contextmanager
@@ -199,27 +204,84 @@ def test_who_has_no_credentials_is_refused_before_his_message_comes(roles) -> No
         assert code_of(ask(channel, metadata=AUTHORIZED)) == "OK"
 
 
-@pytest.mark.parametrize("method", [METHOD, HEALTH, "/facet.v1.Lookup/Nothing"])
-def test_silent_calls_of_any_method_keep_nobody_waiting(roles, method) -> None:
-    """Many more than there are slots; their time would be over in an hour."""
-    limits = Limits(message_s=3600.0)
-    with served(security=roles, limits=limits) as (service, _, channel), silence() as over:
-        service.go.release(10)
-        calls = [silent(channel, over, method) for _ in range(40 * SLOTS)]
-        assert [code_of(ask(channel, metadata=AUTHORIZED)) for _ in range(5)] == ["OK"] * 5
+class Admin(admin_pb2_grpc.CpuTierAdminServicer):
+    """Versions up to 8 are published."""
+
+    def Load(self, request: admin_pb2.VersionRequest, call: Any) -> admin_pb2.CpuTierStatus:
+        if request.version > 8:
+            raise RpcError(Code.VERSION_NOT_PUBLISHED, "version 9", expected="it", got="none", remedy="Publish it.")
+        return admin_pb2.CpuTierStatus(preferred=request.version)
+
+
+@contextmanager
+def served_admin(security: ServerSecurity, **options: Any) -> Iterator[tuple[Endpoint, grpc.Channel]]:
+    """An admin port, and a channel to it."""
+    endpoint = Endpoint("admin", "127.0.0.1", 0, SLOTS, QUEUE, security=security, audited=True, **options)
+    admin_pb2_grpc.add_CpuTierAdminServicer_to_server(Admin(), endpoint.server)
+    endpoint.start()
+    with open_channel(f"127.0.0.1:{endpoint.port}") as channel:
+        yield endpoint, channel
+    assert endpoint.stop().wait(PATIENCE_S)
+
+
+@contextmanager
+def silent_calls(endpoint: Endpoint, channel: grpc.Channel, method: str, **options: Any) -> Iterator[list[Any]]:
+    """Many more than the port has slots and places in its queue, none of which ends by its deadline.
+
+    The block begins when the server has seen all of them: each waits for its client, or for its turn, or has ended.
+    """
+    with silence() as over:
+        calls = [silent(channel, over, method, timeout=NEVER_S, **options) for _ in range(40 * SLOTS)]
+        until(
+            lambda: sum(call.done() for call in calls) + len(endpoint.waiting) + endpoint.admission.waiting
+            + endpoint.admission.in_flight >= len(calls)
+        )
+        yield calls
         for call in calls:
             call.cancel()
+
+
+SILENT_LIMITS = Limits(message_s=NEVER_S, call_s=NEVER_S)
+OPEN = "held"  # to everybody: such a call waits for its client
+REFUSED = {"/facet.v1.Lookup/Nothing": "UNIMPLEMENTED", HEALTH: OPEN, REFLECTION: OPEN}
+
+
+def outcomes(endpoint: Endpoint, calls: list[Any]) -> set[str]:
+    """Of silent calls: their codes, `OPEN` of those that the server waits for."""
+    ended = {code_of(call) for call in calls if call.done()}
+    return ended | ({OPEN} if len(endpoint.waiting) else set())
+
+
+@pytest.mark.parametrize(("method", "outcome"), [(METHOD, "NOT_AUTHENTICATED"), *REFUSED.items()])
+def test_silent_calls_of_any_method_keep_nobody_waiting(roles, method, outcome) -> None:
+    security = replace(roles, reflection=True)
+    with served(security=security, limits=SILENT_LIMITS) as (service, endpoint, channel):
+        service.go.release(10)
+        with silent_calls(endpoint, channel, method) as calls:
+            assert [code_of(ask(channel, metadata=AUTHORIZED)) for _ in range(5)] == ["OK"] * 5
+            assert outcomes(endpoint, calls) == {outcome}
+
+
+@pytest.mark.parametrize(
+    ("method", "outcome"), [("/facet.v1.CpuTierAdmin/Load", "NOT_AUTHENTICATED"), *REFUSED.items()]
+)
+def test_silent_calls_of_any_method_keep_nobody_waiting_at_an_admin_port(roles, method, outcome) -> None:
+    security, request = replace(roles, reflection=True), admin_pb2.VersionRequest(version=8)
+    with served_admin(security, limits=SILENT_LIMITS) as (endpoint, channel):
+        load = admin_pb2_grpc.CpuTierAdminStub(channel).Load
+        with silent_calls(endpoint, channel, method) as calls:
+            for _ in range(5):
+                assert code_of(load.future(request, timeout=WAIT_S, metadata=AUTHORIZED)) == "OK"
+            assert outcomes(endpoint, calls) == {outcome}
 
 
 def test_silent_calls_with_credentials_keep_nobody_waiting_either(roles) -> None:
-    with served(security=roles, limits=Limits(message_s=3600.0)) as (service, endpoint, channel), silence() as over:
+    with served(security=roles, limits=SILENT_LIMITS) as (service, endpoint, channel):
         service.go.release(10)
-        calls = [silent(channel, over, metadata=AUTHORIZED) for _ in range(40 * SLOTS)]
-        until(lambda: len(endpoint.waiting) == 40 * SLOTS, 300)
-        assert [code_of(ask(channel, metadata=AUTHORIZED)) for _ in range(5)] == ["OK"] * 5
-        for call in calls:
-            call.cancel()
-        until(lambda: len(endpoint.waiting) == 0, 300)
+        with silent_calls(endpoint, channel, METHOD, metadata=AUTHORIZED) as calls:
+            assert [code_of(ask(channel, metadata=AUTHORIZED)) for _ in range(5)] == ["OK"] * 5
+            assert outcomes(endpoint, calls) == {OPEN}
+        until(lambda: len(endpoint.waiting) == 0)
 
 
 @pytest.mark.parametrize("method", [METHOD, HEALTH])
@@ -321,22 +383,12 @@ def test_a_call_that_is_given_up_before_its_message_is_counted_as_cancelled(monk
 
 
 def test_calls_of_an_audited_port_are_logged_with_version_and_outcome(roles, caplog) -> None:
-    class Admin(admin_pb2_grpc.CpuTierAdminServicer):
-        def Load(self, request: admin_pb2.VersionRequest, call: Any) -> admin_pb2.CpuTierStatus:
-            if request.version == 9:
-                raise RpcError(Code.VERSION_NOT_PUBLISHED, "version 9", expected="it", got="none", remedy="Publish it.")
-            return admin_pb2.CpuTierStatus(preferred=request.version)
-
-    endpoint = Endpoint("admin", "127.0.0.1", 0, 1, security=roles, audited=True)
-    admin_pb2_grpc.add_CpuTierAdminServicer_to_server(Admin(), endpoint.server)
-    endpoint.start()
-    with caplog.at_level(logging.INFO), open_channel(f"127.0.0.1:{endpoint.port}") as channel:
+    with caplog.at_level(logging.INFO), served_admin(roles) as (_, channel):
         load = admin_pb2_grpc.CpuTierAdminStub(channel).Load
         assert load(admin_pb2.VersionRequest(version=8), timeout=WAIT_S, metadata=AUTHORIZED).preferred == 8
         for version, metadata in ((9, AUTHORIZED), (8, ())):
             with pytest.raises(grpc.RpcError):
                 load(admin_pb2.VersionRequest(version=version), timeout=WAIT_S, metadata=metadata)
-    endpoint.stop().wait()
     lines = [record.getMessage() for record in caplog.records if "CpuTierAdmin/Load" in record.getMessage()]
     assert len(lines) == 3
     assert "8" in lines[0] and "caller" in lines[0] and "OK" in lines[0]
