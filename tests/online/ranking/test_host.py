@@ -15,6 +15,7 @@ from online.ranking.runnable import RunnableModels
 from online.rpc.channel import open_channel
 from online.rpc_error import Code, RpcError, rpc_error_from
 from pipelines.contracts.errors import VersionNotFound
+from tests.waiting import PATIENCE_S
 
 
 def test_a_ranker_with_its_own_rows_is_rolled_out_as_a_pair_of_hosts(own_workspace, launch) -> None:
@@ -25,17 +26,17 @@ def test_a_ranker_with_its_own_rows_is_rolled_out_as_a_pair_of_hosts(own_workspa
     with open_channel(host.port("admin")) as channel:
         models, rows = admin_pb2_grpc.RankerAdminStub(channel), admin_pb2_grpc.CpuTierAdminStub(channel)
         one, two = (admin_pb2.VersionRequest(version=version) for version in (1, 2))
-        models.Load(two, timeout=30)
-        rows.Load(two, timeout=30)
+        models.Load(two, timeout=PATIENCE_S)
+        rows.Load(two, timeout=PATIENCE_S)
         assert _version(host) == 1
-        rows.Promote(two, timeout=5)
+        rows.Promote(two, timeout=PATIENCE_S)
         assert _version(host) == 2
         with pytest.raises(grpc.RpcError) as caught:
-            models.Unload(one, timeout=5)
+            models.Unload(one, timeout=PATIENCE_S)
         assert rpc_error_from(caught.value, "the ranker").code is Code.STILL_ANSWERING
-        rows.Drain(one, timeout=5)
-        rows.Unload(one, timeout=5)
-        status = models.Unload(one, timeout=5)
+        rows.Drain(one, timeout=PATIENCE_S)
+        rows.Unload(one, timeout=PATIENCE_S)
+        status = models.Unload(one, timeout=PATIENCE_S)
         assert [(model.version, model.answered) for model in status.models] == [(2, 1)]
     # what it would come back with; that it does, the chaos series shows
     assert HostMemory(own_workspace.workspace, "both").recall() == HostState(loaded=(2,))
@@ -43,7 +44,7 @@ def test_a_ranker_with_its_own_rows_is_rolled_out_as_a_pair_of_hosts(own_workspa
 
 
 def _version(host) -> int:
-    client = RankClient(host.port("rank"))
+    client = RankClient(host.port("rank"), timeout_s=PATIENCE_S)
     try:
         return client.rank(1, np.array([1, 2]), now_seconds=1.4e9).version
     finally:

@@ -8,7 +8,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 
 from online.rpc.limits import Limits
-from tests.online.rpc.test_guard import HEALTH, REFLECTION, WAIT_S, code_of, served, silence
+from tests.online.rpc.test_guard import HEALTH, NEVER_S, REFLECTION, WAIT_S, code_of, served, silence
 from tests.waiting import until
 
 WRONG = {"MALFORMED_REQUEST": b"\x0a\xff", "BATCH_TOO_LARGE": b"\x7a\x00" * 257}
@@ -40,7 +40,7 @@ def test_a_stream_ends_when_its_time_is_over() -> None:
     with served(limits=Limits(call_s=0.2)) as (_, endpoint, channel), silence() as over:
 
         def nothing() -> Iterator:
-            over.wait(600)
+            over.wait(NEVER_S)
             return
             yield
 
