@@ -8,6 +8,7 @@ from typing import NoReturn
 import grpc
 
 from online.rpc_error import CODE_KEY, VERSIONS_KEY, RpcError
+from tests.waiting import PATIENCE_S
 
 __all__ = ["end_by", "grpc_server"]
 
@@ -29,7 +30,7 @@ def grpc_server(add: Callable[[grpc.Server], None], *, threads: int = THREADS) -
     try:
         yield f"127.0.0.1:{port}"
     finally:
-        server.stop(0).wait()
+        assert server.stop(0).wait(PATIENCE_S)
 
 
 def end_by(context: grpc.ServicerContext, error: RpcError) -> NoReturn:

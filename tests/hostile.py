@@ -22,6 +22,7 @@ import numpy as np
 
 from online.proto import lookup_pb2
 from tests.online.http2 import PREFACE, Connection, frame
+from tests.waiting import joined
 
 __all__ = ["HostileClients"]
 
@@ -61,8 +62,7 @@ class HostileClients:
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        for thread in self._threads:
-            thread.join()
+        joined(*self._threads)
 
     def _again_and_again(self, kind: Callable[[int, random.Random], None], chance: random.Random) -> None:
         while not self._over.is_set():

@@ -99,7 +99,7 @@ def host_ranker() -> Iterator[Any]:
     hosts: list[Hosted] = []
     clients: list[LookupClient] = []
 
-    def host(repository, cpu_tiers, versions=(1,), *, timeout_s=2.0) -> Hosted:
+    def host(repository, cpu_tiers, versions=(1,), *, timeout_s=PATIENCE_S) -> Hosted:
         context = BatchedContext(FeastContext(repository.workspace.feature_repo))
         state = RunnableModels(
             lambda version: Scorer.load(repository.workspace, version, device="cpu"), context=context

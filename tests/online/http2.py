@@ -30,9 +30,9 @@ def headers(method: str, timeout: str = "") -> bytes:
     )
 
 
-def call_beginning(method: str) -> bytes:
+def call_beginning(method: str, *, timeout: str = "50S") -> bytes:
     """A connection's beginning and the headers of a call."""
-    return PREFACE + frame(SETTINGS, 0, 0, b"") + frame(HEADERS, 4, 1, headers(method, "50S"))
+    return PREFACE + frame(SETTINGS, 0, 0, b"") + frame(HEADERS, 4, 1, headers(method, timeout))
 
 
 class Connection:

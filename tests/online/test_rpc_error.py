@@ -10,6 +10,7 @@ from online.rpc.server import Endpoint
 from online.rpc_error import Code, RpcError, rpc_error_from
 from pipelines.contracts.errors import FacetError, IntegrityError, VersionNotFound
 from tests.grpc_server import grpc_server
+from tests.waiting import PATIENCE_S
 
 WORDS = {"expected": "this", "got": "that", "remedy": "Do it."}
 
@@ -32,12 +33,12 @@ def failing():
         return refusal_of(f"127.0.0.1:{endpoint.port}")
 
     yield fail
-    endpoint.stop().wait()
+    assert endpoint.stop().wait(PATIENCE_S)
 
 
 def refusal_of(address: str) -> RpcError:
     with open_channel(address) as channel, pytest.raises(grpc.RpcError) as caught:
-        lookup_pb2_grpc.LookupStub(channel).Lookup(lookup_pb2.LookupRequest(request_id="r1"), timeout=30)
+        lookup_pb2_grpc.LookupStub(channel).Lookup(lookup_pb2.LookupRequest(request_id="r1"), timeout=PATIENCE_S)
     return rpc_error_from(caught.value, "the server")
 
 

@@ -12,6 +12,7 @@ from online.commands.status import status
 from online.ranking.client import RankClient
 from online.rollout.controller import Rollout
 from pipelines.contracts.errors import InvalidConfig
+from tests.waiting import PATIENCE_S
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def shown(fleet, *options: str):
 
 def test_a_fleet_without_a_rollout(fleet) -> None:
     _, tier, ranker = fleet
-    client = RankClient(ranker.address)
+    client = RankClient(ranker.address, timeout_s=PATIENCE_S)
     client.rank(1, np.array([1, 2]))
     client.close()
     result = shown(fleet)

@@ -93,7 +93,7 @@ def test_servers_as_processes(own_workspace, launch) -> None:
     own_workspace.apply()
 
     ids, truth = published_rows(workspace, 2, "item.kge")
-    client = LookupClient([tier.port("lookup")])
+    client = LookupClient([tier.port("lookup")], timeout_s=PATIENCE_S)
     rows = client.lookup([2], {"item.kge": ids}).rows["item.kge"]
     client.close()
     assert np.array_equal(rows, truth)

@@ -14,6 +14,7 @@ from pipelines.contracts.redis_rows import RedisRows
 from pipelines.contracts.row_store import row_store
 from tests.redis_server import RedisServer
 from tests.releases import DIMS, FeastRepository, entity_ids, published_rows
+from tests.waiting import PATIENCE_S
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_a_cpu_tier_answers_from_redis_and_says_when_it_is_gone(
     workspace = workspace_with_versions.workspace
     missing = launch(workspace, "serve", "cpu-tier", "--versions", "2", "--rows", server.url)
     tier = launch(workspace, "serve", "cpu-tier", "--versions", "1", "--rows", server.tcp_url).wait_ready()
-    client = LookupClient([tier.port("lookup")], timeout_s=5.0)
+    client = LookupClient([tier.port("lookup")], timeout_s=PATIENCE_S)
     asked = {table: np.array([*entity_ids(table.partition(".")[0], 200), 3]) for table in DIMS}
     answer = client.lookup([1], asked)
     for table in DIMS:

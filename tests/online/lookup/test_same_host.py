@@ -7,7 +7,7 @@ import numpy as np
 from online.lookup.hosted import HostedVersions
 from online.lookup.reader import VersionReader
 from online.lookup.same_host import SameHostRows
-from online.observe import metrics
+from tests.online.observe.scrapes import rows_counted
 from tests.online.row_source_cases import ONE, RowSourceCases
 from tests.releases import FeastRepository, entity_ids
 
@@ -39,13 +39,7 @@ def test_answers_are_counted_and_none_stays_in_flight(workspace_with_versions) -
 
 
 def test_rows_are_counted_as_asked_for_and_found(workspace_with_versions) -> None:
-    def counted() -> dict[str, float]:
-        samples = (sample for metric in metrics.registry.collect() for sample in metric.samples)
-        return {sample.name: sample.value for sample in samples if sample.labels == {"table": "item.kge"}}
-
     source, known = SameHostRows(hosted_versions(workspace_with_versions)), entity_ids("item", 200)[:3]
-    before = counted()
+    before = rows_counted()
     source.lookup([1], {"item.kge": np.append(known, [-5])})
-    after = counted()
-    assert after["facet_rows_asked_total"] - before.get("facet_rows_asked_total", 0.0) == 4
-    assert after["facet_rows_found_total"] - before.get("facet_rows_found_total", 0.0) == 3
+    assert rows_counted() - before == {("asked", "item.kge"): 4, ("found", "item.kge"): 3}

@@ -19,10 +19,10 @@ from online.proto import admin_pb2, admin_pb2_grpc, lookup_pb2, lookup_pb2_grpc
 from online.rpc.channel import open_channel
 from online.rpc_error import Code
 from tests.holding import holding
-from tests.releases import published_rows
-from tests.waiting import until
+from tests.online.observe.scrapes import rows_counted
+from tests.releases import entity_ids, published_rows
+from tests.waiting import PATIENCE_S, until
 
-WAIT_S = 50.0
 TABLES = ("user.contrastive", "user.kge", "item.contrastive", "item.kge")
 MAX_IDS = 4096
 
@@ -34,7 +34,7 @@ def tier(workspace_with_versions, host_cpu_tier):
 
 @pytest.fixture(scope="module")
 def client(tier):
-    client = LookupClient([tier.address])
+    client = LookupClient([tier.address], timeout_s=PATIENCE_S)
     yield client
     client.close()
 
@@ -55,7 +55,7 @@ def request_of(accepted=(1,), **tables) -> lookup_pb2.LookupRequest:
 def refused(stub, request) -> tuple[grpc.StatusCode, str, str]:
     """Status, facet-error and facet-versions of a refused request."""
     with pytest.raises(grpc.RpcError) as caught:
-        stub.Lookup(request, timeout=5)
+        stub.Lookup(request, timeout=PATIENCE_S)
     metadata = dict(caught.value.trailing_metadata())
     return caught.value.code(), metadata["facet-error"], metadata["facet-versions"]
 
@@ -82,6 +82,16 @@ def test_unknown_repeated_and_no_ids(client, workspace_with_versions) -> None:
     assert len(answer.rows["user.kge"]) == 0
 
 
+def test_rows_are_counted_as_asked_for_and_found(client) -> None:
+    items, users = entity_ids("item", 200)[:5], entity_ids("user", 200)[:1]
+    before = rows_counted()
+    client.lookup([1], {"item.kge": np.append(items, [-5, -6]), "user.kge": np.append([-7, -8, -9], users)})
+    client.lookup([1], {"item.kge": np.append(items[:1], [items[0], -5])})
+    assert rows_counted() - before == {
+        ("asked", "item.kge"): 7 + 3, ("found", "item.kge"): 5 + 2, ("asked", "user.kge"): 4, ("found", "user.kge"): 1,
+    }
+
+
 def test_the_preferred_version_answers_if_accepted(client) -> None:
     ids = {"item.kge": np.array([1])}
     assert client.lookup([1, 2], ids).version == 1  # the first of --versions
@@ -101,7 +111,7 @@ def test_typed_refusals(stub) -> None:
     assert refused(stub, request_of(item__kge=one + b"x"))[:2] == (invalid, "MALFORMED_IDS")
     assert refused(stub, request_of(item__kge=one * (MAX_IDS + 1)))[:2] == (invalid, "BATCH_TOO_LARGE")
     assert refused(stub, request_of(range(1, 1000), item__kge=one))[:2] == (invalid, "BATCH_TOO_LARGE")
-    assert len(stub.Lookup(request_of(item__kge=one * MAX_IDS), timeout=WAIT_S).tables[0].found) == MAX_IDS
+    assert len(stub.Lookup(request_of(item__kge=one * MAX_IDS), timeout=PATIENCE_S).tables[0].found) == MAX_IDS
 
 
 def test_a_million_ids_get_a_typed_refusal(stub) -> None:
@@ -120,7 +130,7 @@ def test_any_request_is_answered_whole_or_refused_with_a_code(stub, accepted, ta
         accepted_versions=accepted, tables=[lookup_pb2.TableIds(name=name, ids=ids) for name, ids in tables]
     )
     try:
-        answer = stub.Lookup(request, timeout=5)
+        answer = stub.Lookup(request, timeout=PATIENCE_S)
     except grpc.RpcError as error:
         code = Code[dict(error.trailing_metadata())["facet-error"]]
         assert code is not Code.INTERNAL and error.code() is code.status
@@ -136,7 +146,7 @@ def test_bytes_that_are_no_message_do_no_harm(tier, client, raw) -> None:
     with open_channel(tier.address) as channel:
         call = channel.unary_unary("/facet.v1.Lookup/Lookup")
         with pytest.raises(grpc.RpcError):
-            call(b"\x0a\xff" + raw, timeout=5)  # a field whose length goes past the end
+            call(b"\x0a\xff" + raw, timeout=PATIENCE_S)  # a field whose length goes past the end
     assert client.lookup([1], {"item.kge": np.array([1])}).version == 1
 
 
@@ -152,11 +162,11 @@ def test_a_host_answers_only_ids_of_its_shard_that_were_cut_for_it(workspace_wit
             request.shard.index, request.shard.count = index, count
             assert refused(half, request)[1] == "WRONG_SHARD"
         request.shard.index, request.shard.count = 0, 2
-        assert half.Lookup(request, timeout=WAIT_S).tables[0].rows == rows[mine].tobytes()
+        assert half.Lookup(request, timeout=PATIENCE_S).tables[0].rows == rows[mine].tobytes()
         request.tables[0].ids = ids.tobytes()  # one stray id is enough
         assert refused(half, request)[1] == "WRONG_SHARD"
     with open_channel(host.admin_address) as channel:
-        status = admin_pb2_grpc.CpuTierAdminStub(channel).Status(admin_pb2.StatusRequest(), timeout=WAIT_S)
+        status = admin_pb2_grpc.CpuTierAdminStub(channel).Status(admin_pb2.StatusRequest(), timeout=PATIENCE_S)
         assert (status.shard, status.shards, status.workers) == (0, 2, 1)
 
 
@@ -165,7 +175,7 @@ def test_a_host_of_all_ids_refuses_a_request_of_a_shard(stub) -> None:
     request.shard.index, request.shard.count = 1, 2
     assert refused(stub, request)[1] == "WRONG_SHARD"
     request.shard.index, request.shard.count = 0, 1
-    assert stub.Lookup(request, timeout=WAIT_S).version == 1
+    assert stub.Lookup(request, timeout=PATIENCE_S).version == 1
 
 
 def test_what_is_too_much_is_refused_at_once_and_the_rest_is_answered(workspace_with_versions, host_cpu_tier) -> None:
@@ -173,13 +183,13 @@ def test_what_is_too_much_is_refused_at_once_and_the_rest_is_answered(workspace_
     with open_channel(host.address) as channel:
         busy = lookup_pb2_grpc.LookupStub(channel)
         with holding(host.endpoint):
-            waiting = [busy.Lookup.future(request_of(item__kge=bytes(8)), timeout=WAIT_S) for _ in range(2)]
-            until(lambda: host.endpoint.admission.waiting == 2, 300)
+            waiting = [busy.Lookup.future(request_of(item__kge=bytes(8)), timeout=PATIENCE_S) for _ in range(2)]
+            until(lambda: host.endpoint.admission.waiting == 2)
             for _ in range(20):
                 code = grpc.StatusCode.RESOURCE_EXHAUSTED
                 assert refused(busy, request_of(item__kge=bytes(8)))[:2] == (code, "OVERLOADED")
         assert [answer.result().version for answer in waiting] == [1, 1]
-        assert busy.Lookup(request_of(item__kge=bytes(8)), timeout=WAIT_S).version == 1
+        assert busy.Lookup(request_of(item__kge=bytes(8)), timeout=PATIENCE_S).version == 1
 
 
 def test_a_canary_of_whole_requests_by_their_id(workspace_with_versions, host_cpu_tier) -> None:
@@ -188,15 +198,15 @@ def test_a_canary_of_whole_requests_by_their_id(workspace_with_versions, host_cp
         admin, stub = admin_pb2_grpc.CpuTierAdminStub(channel), lookup_pb2_grpc.LookupStub(lookups)
         for share in (-0.5, 1.5, float("nan"), float("inf")):
             with pytest.raises(grpc.RpcError) as caught:
-                admin.Promote(admin_pb2.VersionRequest(version=2, share=share), timeout=WAIT_S)
+                admin.Promote(admin_pb2.VersionRequest(version=2, share=share), timeout=PATIENCE_S)
             assert dict(caught.value.trailing_metadata())["facet-error"] == "INVALID_SHARE"
-        status = admin.Promote(admin_pb2.VersionRequest(version=2, share=0.25), timeout=WAIT_S)
+        status = admin.Promote(admin_pb2.VersionRequest(version=2, share=0.25), timeout=PATIENCE_S)
         assert (status.preferred, status.canary, status.canary_share) == (1, 2, 0.25)
         for name in (f"request {number}" for number in range(40)):
             request = request_of((1, 2), item__kge=bytes(8))
             request.request_id = name
-            assert stub.Lookup(request, timeout=WAIT_S).version == (2 if zlib.crc32(name.encode()) < 2**30 else 1)
-        status = admin.Promote(admin_pb2.VersionRequest(version=2), timeout=WAIT_S)
+            assert stub.Lookup(request, timeout=PATIENCE_S).version == (2 if zlib.crc32(name.encode()) < 2**30 else 1)
+        status = admin.Promote(admin_pb2.VersionRequest(version=2), timeout=PATIENCE_S)
         assert (status.preferred, status.canary, status.canary_share) == (2, 0, 0)
 
 
@@ -219,7 +229,7 @@ def test_versions_of_a_table_and_accepted_ones_are_bounded(stub) -> None:
     )
     assert refused(stub, many)[1] == "BATCH_TOO_LARGE"
     del many.tables[0].versions[64:]
-    assert stub.Lookup(many, timeout=WAIT_S).version == 1
+    assert stub.Lookup(many, timeout=PATIENCE_S).version == 1
 
 
 def test_a_repeated_field_may_come_in_several_pieces(tier) -> None:
@@ -228,8 +238,8 @@ def test_a_repeated_field_may_come_in_several_pieces(tier) -> None:
     with open_channel(tier.address) as channel:
         read = lookup_pb2.LookupResponse.FromString
         call = channel.unary_unary("/facet.v1.Lookup/Lookup", response_deserializer=read)
-        assert call(b"\x12\x02\x03\x09" + rest + b"\x12\x01\x02", timeout=WAIT_S).version == 2
-        assert call(b"\x10\x03" + rest + b"\x10\x02", timeout=WAIT_S).version == 2
+        assert call(b"\x12\x02\x03\x09" + rest + b"\x12\x01\x02", timeout=PATIENCE_S).version == 2
+        assert call(b"\x10\x03" + rest + b"\x10\x02", timeout=PATIENCE_S).version == 2
 
 
 def test_what_a_shard_needs_is_compiled_before_the_first_request(monkeypatch) -> None:
@@ -253,14 +263,14 @@ def test_a_corrupted_segment_is_refused_and_the_last_good_version_serves_on(own_
     with open_channel(tier.admin_address) as channel:
         admin = admin_pb2_grpc.CpuTierAdminStub(channel)
         with pytest.raises(grpc.RpcError) as caught:
-            admin.Load(admin_pb2.VersionRequest(version=2), timeout=10)
+            admin.Load(admin_pb2.VersionRequest(version=2), timeout=PATIENCE_S)
         assert caught.value.code() is grpc.StatusCode.DATA_LOSS
         assert dict(caught.value.trailing_metadata())["facet-error"] == "INTEGRITY"
         with pytest.raises(grpc.RpcError) as caught:
-            admin.Load(admin_pb2.VersionRequest(version=9), timeout=10)
+            admin.Load(admin_pb2.VersionRequest(version=9), timeout=PATIENCE_S)
         assert dict(caught.value.trailing_metadata())["facet-error"] == "VERSION_NOT_PUBLISHED"
-        assert [entry.version for entry in admin.Status(admin_pb2.StatusRequest(), timeout=WAIT_S).versions] == [1]
-    client = LookupClient([tier.address])
+        assert [entry.version for entry in admin.Status(admin_pb2.StatusRequest(), timeout=PATIENCE_S).versions] == [1]
+    client = LookupClient([tier.address], timeout_s=PATIENCE_S)
     assert client.lookup([1, 2], {"item.kge": np.array([1])}).version == 1
     client.close()
 
@@ -271,7 +281,7 @@ def test_the_process_is_healthy_refuses_a_taken_port_and_stops_cleanly(workspace
     assert tier.ready["versions"] == [2, 1] and tier.ready["pid"] == tier.process.pid
     with open_channel(tier.port("lookup")) as channel:
         health = health_pb2_grpc.HealthStub(channel)
-        answer = health.Check(health_pb2.HealthCheckRequest(), timeout=WAIT_S)
+        answer = health.Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
     port = tier.ready["ports"]["lookup"]
     taken = launch(workspace, "serve", "cpu-tier", "--versions", "1", "--port", str(port))

@@ -18,6 +18,7 @@ import pytest
 
 from online.clock import Clock
 from online.host_state import HostState
+from online.lookup import workers as workers_of_a_host
 from online.lookup.client import LookupClient
 from online.lookup.worker_process import Watch, WorkerProcess, exit_status
 from online.lookup.workers import Workers, merged, reserve_port, state_of
@@ -94,6 +95,28 @@ def shared_and_private_bytes(pid: int, name: str) -> tuple[int, int]:
     return shared, private
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch) -> None:
+    """Workers in this process give one that has just come up minutes to say what it holds."""
+    monkeypatch.setattr(workers_of_a_host, "STATUS_S", PATIENCE_S)
+
+
+def when_all_answer(admin: admin_pb2_grpc.CpuTierAdminStub) -> admin_pb2.CpuTierStatus:
+    """The status of a host once its two workers answer in the few seconds that it gives them."""
+    answers: list[admin_pb2.CpuTierStatus] = []
+
+    def all_answer() -> bool:
+        try:
+            answers.append(admin.Status(admin_pb2.StatusRequest(), timeout=PATIENCE_S))
+        except grpc.RpcError as error:
+            assert dict(error.trailing_metadata())["facet-error"] == "DEADLINE"
+            return False
+        return answers[-1].workers == 2
+
+    until(all_answer)
+    return answers[-1]
+
+
 @pytest.mark.slow
 def test_a_host_with_workers_from_start_to_stop(own_workspace, launch) -> None:
     workspace, (port, admin_port) = own_workspace.workspace, free_ports(2)
@@ -119,7 +142,7 @@ def test_a_host_with_workers_from_start_to_stop(own_workspace, launch) -> None:
         for pid in workers:
             os.kill(pid, signal.SIGKILL)
             until(lambda pid=pid: pid not in descendants(host.process.pid))
-            until(lambda: admin.Status(admin_pb2.StatusRequest(), timeout=PATIENCE_S).workers == 2)
+            when_all_answer(admin)
         assert not {first, second} & set(descendants(host.process.pid))
         assert set(traffic.more()) == {2} and not traffic.failures
         # a change while a worker is away waits for it
@@ -127,8 +150,7 @@ def test_a_host_with_workers_from_start_to_stop(own_workspace, launch) -> None:
         for change in (admin.Drain, admin.Unload):
             change(admin_pb2.VersionRequest(version=1), timeout=PATIENCE_S)
         assert {2} == set(traffic.more()) and not traffic.failures
-        until(lambda: admin.Status(admin_pb2.StatusRequest(), timeout=PATIENCE_S).workers == 2)
-        assert [entry.version for entry in admin.Status(admin_pb2.StatusRequest(), timeout=PATIENCE_S).versions] == [2]
+        assert [entry.version for entry in when_all_answer(admin).versions] == [2]
 
     # killed, the parent takes its workers along; started again with other --versions, the host is what it was
     workers = descendants(host.process.pid)
@@ -138,7 +160,7 @@ def test_a_host_with_workers_from_start_to_stop(own_workspace, launch) -> None:
     assert again.ready["versions"] == [2] and again.ready["ports"]["lookup"] == port
     taken = launch(workspace, "serve", "cpu-tier", "--versions", "1", "--workers", "2", "--port", str(port))
     ids, rows = published_rows(workspace, 2, "item.kge")
-    client = LookupClient([again.port("lookup")])
+    client = LookupClient([again.port("lookup")], timeout_s=PATIENCE_S)
     np.testing.assert_array_equal(client.lookup([1, 2], {"item.kge": ids}).rows["item.kge"], rows)
     client.close()
     status, said, errors = taken.finish()
@@ -194,6 +216,7 @@ def test_a_worker_that_hangs_is_killed_and_another_one_answers(workspace_with_ve
             workers.start()
             hangs, works = workers.pids
             os.kill(hangs, signal.SIGSTOP)
+            until(lambda: is_stopped(hangs))
             looks.give(hangs, watch.missed)
             until(lambda: is_gone(hangs))
             assert re.search(rf"worker 0 \(pid {hangs}\) hangs: killed", caplog.text)

@@ -251,7 +251,7 @@ def test_a_real_host_with_workers_exports_their_sum(workspace_with_versions, lau
         workspace_with_versions.workspace, "serve", "cpu-tier", "--versions", "1", "--workers", "2",
         "--metrics-port", "0",
     ).wait_ready()
-    client = LookupClient([host.port("lookup")], connections=4)
+    client = LookupClient([host.port("lookup")], timeout_s=PATIENCE_S, connections=4)
     ids = np.arange(64)
     for _ in range(40):
         client.lookup([1], {"item.kge": ids})

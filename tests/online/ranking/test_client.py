@@ -13,6 +13,7 @@ from online.ranking.client import RankClient
 from online.rpc_error import Code, RpcError
 from pipelines.contracts.errors import InvalidConfig
 from tests.grpc_server import end_by, grpc_server
+from tests.waiting import PATIENCE_S
 
 ITEMS = np.arange(3)
 
@@ -59,7 +60,7 @@ def test_another_ranker_is_asked(rankers) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         gone = f"127.0.0.1:{free.getsockname()[1]}"
     service, address = rankers()
-    ranked(RankClient([gone, address], attempts=3, timeout_s=30.0), 4)
+    ranked(RankClient([gone, address], attempts=3, timeout_s=PATIENCE_S), 4)
     assert len(service.asked) == len(set(service.asked)) == 4
 
 
@@ -68,14 +69,14 @@ def test_another_ranker_is_asked(rankers) -> None:
 )
 def test_what_passes_is_tried_again_under_the_same_name(code, rankers) -> None:
     service, address = rankers(code, code)
-    ranked(RankClient(address, attempts=3, timeout_s=30.0))
+    ranked(RankClient(address, attempts=3, timeout_s=PATIENCE_S))
     assert len(service.asked) == 3 and len(set(service.asked)) == 1
 
 
 def test_one_attempt_by_default_and_other_refusals_are_final(rankers) -> None:
     for code, attempts in ((Code.OVERLOADED, 1), (Code.MALFORMED_IDS, 9), (Code.INTERNAL, 9), (Code.DEADLINE, 9)):
         service, address = rankers(code)
-        client = RankClient(address, attempts=attempts)
+        client = RankClient(address, attempts=attempts, timeout_s=PATIENCE_S)
         with pytest.raises(RpcError) as caught:
             client.rank(1, ITEMS)
         client.close()
@@ -88,7 +89,7 @@ def test_no_ranker_is_no_client() -> None:
 
 
 def test_all_of_an_answer(rankers) -> None:
-    client = RankClient(rankers()[1])
+    client = RankClient(rankers()[1], timeout_s=PATIENCE_S)
     answer = client.rank(1, ITEMS)
     client.close()
     assert (answer.version, answer.manifest_sha256, answer.tasks) == (1, "ab" * 32, ("t",))
@@ -121,7 +122,7 @@ def scores(*values: float) -> bytes:
 )
 def test_an_answer_that_does_not_fit_is_a_typed_error(alter, problem, rankers) -> None:
     _, address = rankers(alter=alter)
-    client = RankClient(address)
+    client = RankClient(address, timeout_s=PATIENCE_S)
     with pytest.raises(RpcError, match=problem) as caught:
         client.rank(1, ITEMS)
     client.close()

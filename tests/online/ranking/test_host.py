@@ -1,5 +1,8 @@
 """A ranker as a process, with its rows in the same process; what it remembers."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import grpc
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from online.ranking.runnable import RunnableModels
 from online.rpc.channel import open_channel
 from online.rpc_error import Code, RpcError, rpc_error_from
 from pipelines.contracts.errors import VersionNotFound
+from tests.waiting import PATIENCE_S
 
 
 def test_a_ranker_with_its_own_rows_is_rolled_out_as_a_pair_of_hosts(own_workspace, launch) -> None:
@@ -22,17 +26,17 @@ def test_a_ranker_with_its_own_rows_is_rolled_out_as_a_pair_of_hosts(own_workspa
     with open_channel(host.port("admin")) as channel:
         models, rows = admin_pb2_grpc.RankerAdminStub(channel), admin_pb2_grpc.CpuTierAdminStub(channel)
         one, two = (admin_pb2.VersionRequest(version=version) for version in (1, 2))
-        models.Load(two, timeout=30)
-        rows.Load(two, timeout=30)
+        models.Load(two, timeout=PATIENCE_S)
+        rows.Load(two, timeout=PATIENCE_S)
         assert _version(host) == 1
-        rows.Promote(two, timeout=5)
+        rows.Promote(two, timeout=PATIENCE_S)
         assert _version(host) == 2
         with pytest.raises(grpc.RpcError) as caught:
-            models.Unload(one, timeout=5)
+            models.Unload(one, timeout=PATIENCE_S)
         assert rpc_error_from(caught.value, "the ranker").code is Code.STILL_ANSWERING
-        rows.Drain(one, timeout=5)
-        rows.Unload(one, timeout=5)
-        status = models.Unload(one, timeout=5)
+        rows.Drain(one, timeout=PATIENCE_S)
+        rows.Unload(one, timeout=PATIENCE_S)
+        status = models.Unload(one, timeout=PATIENCE_S)
         assert [(model.version, model.answered) for model in status.models] == [(2, 1)]
     # what it would come back with; that it does, the chaos series shows
     assert HostMemory(own_workspace.workspace, "both").recall() == HostState(loaded=(2,))
@@ -40,7 +44,7 @@ def test_a_ranker_with_its_own_rows_is_rolled_out_as_a_pair_of_hosts(own_workspa
 
 
 def _version(host) -> int:
-    client = RankClient(host.port("rank"))
+    client = RankClient(host.port("rank"), timeout_s=PATIENCE_S)
     try:
         return client.rank(1, np.array([1, 2]), now_seconds=1.4e9).version
     finally:
@@ -76,6 +80,35 @@ def test_what_a_ranker_holds_is_remembered_at_every_change() -> None:
     with pytest.raises(RpcError):
         models.unload(2)
     assert [state.loaded for state in remembered] == [(1,), (1, 2), (2,), (2,)]
+
+
+def test_a_version_is_pinned_from_before_it_is_loaded_until_after_it_is_unloaded() -> None:
+    """Else it could be retired in between, and its files be gone from under whoever opens them."""
+    happened: list[str] = []
+
+    @contextmanager
+    def pin(version: int) -> Iterator[None]:
+        happened.append(f"pin {version}")
+        try:
+            yield
+        finally:
+            happened.append(f"release {version}")
+
+    def load(version: int) -> Loaded:
+        happened.append(f"load {version}")
+        return _load(version)
+
+    models = RunnableModels(load, context=NoFeatures(), pin=pin)
+    for version in (1, 2, 2):
+        models.load(version)
+    with pytest.raises(VersionNotFound):
+        models.load(3)
+    assert happened == ["pin 1", "load 1", "pin 2", "load 2", "pin 3", "load 3", "release 3"]
+    models.unload(1)
+    models.unload(1)
+    assert happened[7:] == ["release 1"]
+    models.close()
+    assert happened[8:] == ["release 2"]
 
 
 def test_a_ranker_comes_back_without_what_was_retired_meanwhile() -> None:

@@ -26,8 +26,9 @@ from online.rpc_error import Code, RpcError
 from pipelines.contracts.context import CONTEXT_FEATURES, context_matrix
 from pipelines.contracts.errors import IntegrityError
 from tests.holding import holding
+from tests.online.observe.scrapes import rows_counted
 from tests.releases import AS_OF, DIMS, TASKS, entity_ids
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 NOW = AS_OF.timestamp() + 3600.0
 TOLERANCE = 1e-5
@@ -45,7 +46,7 @@ def ranker(workspace_with_versions, tier, host_ranker):
 
 @pytest.fixture(scope="module")
 def client(ranker):
-    client = RankClient(ranker.address)
+    client = RankClient(ranker.address, timeout_s=PATIENCE_S)
     yield client
     client.close()
 
@@ -122,7 +123,7 @@ def test_the_context_and_the_moment_reach_the_model(client) -> None:
 def test_a_version_without_its_model_is_never_scored(workspace_with_versions, host_cpu_tier, host_ranker) -> None:
     tier = host_cpu_tier(workspace_with_versions.workspace, (2,))
     ranker = host_ranker(workspace_with_versions, [tier.address], (1,))
-    client = RankClient(ranker.address)
+    client = RankClient(ranker.address, timeout_s=PATIENCE_S)
     with pytest.raises(RpcError) as caught:
         client.rank(1, np.array([1]), now_seconds=NOW)
     assert caught.value.code is Code.VERSION_NOT_AVAILABLE and caught.value.versions == (2,)
@@ -142,7 +143,7 @@ def test_the_same_number_with_another_manifest_is_refused(own_workspace, tier, h
     shutil.rmtree(workspace.root / "versions")
     publish(workspace, write_release(own_workspace.root / "again", seed=77))
     ranker = host_ranker(own_workspace, [tier.address], (1,))
-    client = RankClient(ranker.address)
+    client = RankClient(ranker.address, timeout_s=PATIENCE_S)
     with pytest.raises(RpcError) as caught:
         client.rank(1, np.array([1]), now_seconds=NOW)
     assert caught.value.code is Code.VERSION_MISMATCH and caught.value.status is grpc.StatusCode.INTERNAL
@@ -173,7 +174,7 @@ def test_versions_with_other_tables_run_side_by_side(own_workspace, host_cpu_tie
     own_workspace.materialize([f"{name.replace('.', '_')}__v3" for name in dims])
     tier = host_cpu_tier(own_workspace.workspace, (1,))
     ranker = host_ranker(own_workspace, [tier.address], (1, 3))
-    client = RankClient(ranker.address)
+    client = RankClient(ranker.address, timeout_s=PATIENCE_S)
     assert client.rank(1, np.array([1]), now_seconds=NOW).version == 1
     tier.state.load(3)
     answer = client.rank(1, np.array([1]), now_seconds=NOW)
@@ -196,7 +197,7 @@ def test_rows_that_cannot_be_read_are_a_failure_of_their_version(
     tier = host_cpu_tier(workspace_with_versions.workspace, (1, 2))
     ranker = host_ranker(workspace_with_versions, [tier.address], (1, 2))
     tier.state.promote(2)
-    client = RankClient(ranker.address)
+    client = RankClient(ranker.address, timeout_s=PATIENCE_S)
 
     def unreadable(ids: np.ndarray) -> None:
         raise IntegrityError("rows", expected="what was written", got="something else", remedy="Write them again.")
@@ -211,7 +212,7 @@ def test_rows_that_cannot_be_read_are_a_failure_of_their_version(
 
 
 def test_an_idle_ranker_shows_that_it_is_idle(ranker) -> None:
-    client = RankClient(ranker.address)
+    client = RankClient(ranker.address, timeout_s=PATIENCE_S)
     client.rank(1, np.array([1]), now_seconds=NOW)
     with pytest.raises(RpcError):
         client.rank(1, np.array([], np.int64))
@@ -240,8 +241,8 @@ def test_without_a_cpu_tier_it_refuses_in_bounded_time_and_recovers(
 ) -> None:
     first = host_cpu_tier(workspace_with_versions.workspace, (1,))
     address = first.address
-    ranker = host_ranker(workspace_with_versions, [address], (1,), timeout_s=1.0)
-    client = RankClient(ranker.address)
+    ranker = host_ranker(workspace_with_versions, [address], (1,))
+    client = RankClient(ranker.address, timeout_s=PATIENCE_S)
     assert client.rank(1, np.array([1]), now_seconds=NOW).version == 1
     first.stop()
     with pytest.raises(RpcError) as caught:
@@ -282,16 +283,16 @@ def serve(workspace_with_versions):
             models.load(version)
             hosted.load(version)
         endpoint = Endpoint("rank", "127.0.0.1", 0, slots, queue)
-        service = RankService(models, source_of(models, hosted), Ones(), **named)
+        service = RankService(models, source_of(models, hosted), Ones(), timeout_s=PATIENCE_S, **named)
         service.add_to(endpoint.server)
         endpoint.start()
-        running.append((endpoint, RankClient(f"127.0.0.1:{endpoint.port}")))
+        running.append((endpoint, RankClient(f"127.0.0.1:{endpoint.port}", timeout_s=PATIENCE_S)))
         return models, running[-1][1], endpoint
 
     yield start
     for endpoint, client in running:
         client.close()
-        endpoint.stop().wait()
+        assert endpoint.stop().wait(PATIENCE_S)
 
 
 class Shifting(SameHostRows):
@@ -361,12 +362,37 @@ def test_what_became_of_requests_is_counted_by_version(serve) -> None:
     assert list(status.latency_bounds_ms) == sorted(status.latency_bounds_ms)
 
 
+class Uncounted(SameHostRows):
+    """Rows of this process that count nothing, as those of a CPU host count nothing in the ranker."""
+
+    def start(self, accepted, ids, *, only=ALL, request_id="", timeout_s=None):
+        with self._hosted.answering_from(accepted, request_id) as held:
+            looked_up = {name: held.lookup(name, values) for name, values in ids.items()}
+        rows, found = ({name: both[part] for name, both in looked_up.items()} for part in (0, 1))
+        return FetchedRows(VersionRows(held.version, held.manifest_sha256, rows, found))
+
+
+def test_rows_are_counted_as_asked_for_and_found(serve) -> None:
+    _, client, _ = serve([1], lambda models, hosted: Uncounted(hosted))
+    users, items = entity_ids("user", 200)[:2], entity_ids("item", 200)[:5]
+    before = rows_counted()
+    for user in (*users, -3):
+        client.rank(int(user), np.append(items, [-5, -6]), now_seconds=NOW)
+    with pytest.raises(RpcError):
+        client.rank(-7, items, now_seconds=NOW)  # has no context: it is not scored
+    assert rows_counted() - before == {
+        ("asked", "user.kge"): 3, ("found", "user.kge"): 2, ("asked", "item.kge"): 3 * 7, ("found", "item.kge"): 3 * 5,
+        ("asked", "user.contrastive"): 3, ("found", "user.contrastive"): 2,
+        ("asked", "item.contrastive"): 3 * 7, ("found", "item.contrastive"): 3 * 5,
+    }  # fmt: skip
+
+
 def test_what_is_too_much_is_refused_and_not_counted_as_a_failure(serve) -> None:
     models, client, endpoint = serve([1], lambda models, hosted: SameHostRows(hosted), slots=1, queue=1)
     with ThreadPoolExecutor(1) as pool:
         with holding(endpoint):
             waiting = pool.submit(client.rank, 1, np.array([1]), now_seconds=NOW)
-            until(lambda: endpoint.admission.waiting == 1, 300)
+            until(lambda: endpoint.admission.waiting == 1)
             with pytest.raises(RpcError) as caught:
                 client.rank(1, np.array([1]), now_seconds=NOW)
             assert caught.value.code is Code.OVERLOADED
@@ -395,7 +421,7 @@ def stub(ranker):
 )
 def test_typed_refusals(stub, request_, code) -> None:
     with pytest.raises(grpc.RpcError) as caught:
-        stub.Rank(request_, timeout=5)
+        stub.Rank(request_, timeout=PATIENCE_S)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert dict(caught.value.trailing_metadata())["facet-error"] == code.name
 
@@ -408,7 +434,7 @@ def test_typed_refusals(stub, request_, code) -> None:
 def test_any_request_is_scored_or_refused_with_a_code(stub, user, candidates, now, request_id) -> None:
     request = rank_pb2.RankRequest(request_id=request_id, user=user, candidates=candidates, now_seconds=now)
     try:
-        answer = stub.Rank(request, timeout=5)
+        answer = stub.Rank(request, timeout=PATIENCE_S)
     except grpc.RpcError as error:
         assert Code[dict(error.trailing_metadata())["facet-error"]].status is grpc.StatusCode.INVALID_ARGUMENT
     else:

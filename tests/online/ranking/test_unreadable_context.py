@@ -19,7 +19,7 @@ from pipelines.contracts.context import CONTEXT_FEATURES, ContextFeature
 from pipelines.contracts.errors import NotPrepared
 from pipelines.publish import publish
 from tests.releases import AS_OF, DIMS, FeastRepository, entity_ids, write_release
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, joined, until
 
 NOW = AS_OF.timestamp() + 3600.0
 TREND = ContextFeature("trend_context", "clicks", "log1p")
@@ -95,7 +95,7 @@ class Traffic:
     def more(self) -> None:
         """Wait for two more requests to end: the second began after this was called."""
         seen = len(self.answered) + len(self.refused)
-        until(lambda: len(self.answered) + len(self.refused) >= seen + 2, seconds=120)
+        until(lambda: len(self.answered) + len(self.refused) >= seen + 2)
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Serving:
     traffic: Traffic
 
     def load(self, version: int) -> None:
-        self.admin.Load(admin_pb2.VersionRequest(version=version), timeout=120)
+        self.admin.Load(admin_pb2.VersionRequest(version=version), timeout=PATIENCE_S)
 
     def refusal_to_load(self, version: int) -> RpcError:
         with pytest.raises(grpc.RpcError) as caught:
@@ -119,14 +119,14 @@ def serving(repository, host_cpu_tier, host_ranker) -> Iterator[Serving]:
     """Versions 1 and 3 on the CPU tier, which answers from 1; a ranker with 1; a caller who never pauses."""
     tier = host_cpu_tier(repository.workspace, (1, 3))
     ranker = host_ranker(repository, [tier.address], (1,))
-    traffic = Traffic(RankClient(ranker.address))
+    traffic = Traffic(RankClient(ranker.address, timeout_s=PATIENCE_S))
     caller = threading.Thread(target=traffic.run)
     with open_channel(ranker.admin_address) as channel:
         caller.start()
         traffic.more()
         yield Serving(tier, ranker, admin_pb2_grpc.RankerAdminStub(channel), traffic)
         traffic.stop.set()
-        caller.join()
+        joined(caller)
     traffic.client.close()
 
 

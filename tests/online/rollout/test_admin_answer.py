@@ -10,6 +10,7 @@ import pytest
 from online.proto import admin_pb2, admin_pb2_grpc
 from online.rollout.fleet import Fleet, is_away
 from online.rpc_error import Code, RpcError
+from tests.waiting import PATIENCE_S
 
 SHA = "ab" * 32
 
@@ -44,13 +45,13 @@ def says() -> Iterator[Callable[[Any], Any]]:
     def ask(answer: Any) -> Any:
         service.answer = answer
         is_tier = isinstance(answer, admin_pb2.CpuTierStatus)
-        answers = (tiers if is_tier else rankers).ask(timeout_s=30)
+        answers = (tiers if is_tier else rankers).ask(timeout_s=PATIENCE_S)
         return (answers.cpu_tiers if is_tier else answers.rankers)[host]
 
     yield ask
     tiers.close()
     rankers.close()
-    server.stop(0).wait()
+    assert server.stop(0).wait(PATIENCE_S)
 
 
 @pytest.mark.parametrize("answer", [cpu_tier(), ranker(), admin_pb2.CpuTierStatus(), admin_pb2.RankerStatus()])

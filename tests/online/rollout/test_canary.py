@@ -254,7 +254,7 @@ def under_traffic(own_workspace, host_cpu_tier, host_ranker, monkeypatch):
     threads: list[threading.Thread] = []
 
     def ask(address: str) -> None:
-        client = RankClient(address)
+        client = RankClient(address, timeout_s=PATIENCE_S)
         while not stop.is_set():
             with suppress(RpcError):
                 client.rank(1, np.array([1, 2]), request_id=f"0-{len(sent)}")

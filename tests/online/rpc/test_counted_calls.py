@@ -10,6 +10,7 @@ from tests.online.rpc.test_guard import (
     BIG,
     METHOD,
     SLOTS,
+    WAIT_S,
     Holding,
     ask,
     code_of,
@@ -41,7 +42,7 @@ def test_what_is_refused_before_the_service_sees_it_is_counted_and_logged_with_w
     with caplog.at_level(logging.WARNING), served() as (service, _, channel):
         service.go.release(10)
         assert code_of(ask(channel, timeout=None)) == "NO_DEADLINE"
-        assert code_of(channel.unary_unary(METHOD).future(b"\x0a\xff", timeout=50.0)) == "MALFORMED_REQUEST"
+        assert code_of(channel.unary_unary(METHOD).future(b"\x0a\xff", timeout=WAIT_S)) == "MALFORMED_REQUEST"
     assert counted() == {"NO_DEADLINE": 1, "MALFORMED_REQUEST": 1}
     lines = [record.getMessage() for record in caplog.records if "lookup refused" in record.getMessage()]
     assert [code in line for code, line in zip(("NO_DEADLINE", "MALFORMED_REQUEST"), lines, strict=True)] == [True] * 2

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -22,15 +23,17 @@ from online.security.credentials import ServerSecurity
 from online.security.roles import token_sha256
 from tests.holding import holding, lasted
 from tests.online.http2 import Connection
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 SLOTS, QUEUE = 3, 2
-WAIT_S = 50.0
-"""For what is to come: a bound for a test that fails, and within the deadline that a call may have."""
+WAIT_S = PATIENCE_S
+"""For what is to come: a bound for a test that fails, and the longest deadline that a call may have by default."""
+NEVER_S = 3600.0
 TOKEN = "a" * 40
 AUTHORIZED = (("authorization", f"Bearer {TOKEN}"),)
 METHOD = "/facet.v1.Lookup/Lookup"
 HEALTH = "/grpc.health.v1.Health/Check"
+REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 
 
 class Holding(lookup_pb2_grpc.LookupServicer):
@@ -47,7 +50,7 @@ class Holding(lookup_pb2_grpc.LookupServicer):
             self.most = max(self.most, self.inside)
         try:
             if request.request_id != "quick":
-                assert self.go.acquire(timeout=300)
+                assert self.go.acquire(timeout=2 * PATIENCE_S)
             if request.request_id == "defect":
                 raise ZeroDivisionError("secret")
             if request.request_id == "error":
@@ -68,7 +71,7 @@ def served(service: Holding | None = None, **options: Any) -> Iterator[tuple[Hol
     with open_channel(f"127.0.0.1:{endpoint.port}") as channel:
         yield service, endpoint, channel
         service.go.release(100_000)
-    endpoint.stop().wait()
+    assert endpoint.stop().wait(PATIENCE_S)
 
 
 @pytest.fixture
@@ -84,15 +87,17 @@ def ask(channel: grpc.Channel, name: str = "", *, timeout: float | None = WAIT_S
     return lookup_pb2_grpc.LookupStub(channel).Lookup.future(request, timeout=timeout, metadata=metadata)
 
 
-def silent(channel: grpc.Channel, over: threading.Event, method: str = METHOD, **options: Any) -> Any:
+def silent(
+    channel: grpc.Channel, over: threading.Event, method: str = METHOD, *, timeout: float = WAIT_S, **options: Any
+) -> Any:
     """A call whose message does not come before `over` is set."""
 
     def nothing() -> Iterator[bytes]:
-        over.wait(600)
+        over.wait(NEVER_S)
         return
         yield
 
-    return channel.stream_unary(method).future(nothing(), timeout=WAIT_S, **options)
+    return channel.stream_unary(method).future(nothing(), timeout=timeout, **options)
 
 
 @contextmanager
@@ -106,7 +111,7 @@ def silence() -> Iterator[threading.Event]:
 
 def code_of(call: Any) -> str:
     """The error code of a call, or the status of one that has none; OK."""
-    error = call.exception(timeout=600)
+    error = call.exception(timeout=2 * PATIENCE_S)
     return dict(error.trailing_metadata() or ()).get("facet-error", error.code().name) if error else "OK"
 
 
@@ -117,13 +122,13 @@ def test_slots_work_a_queue_waits_and_all_others_are_refused_at_once() -> None:
     with served() as (service, endpoint, channel):
         for _ in range(3):  # everything is free again afterwards
             calls = [ask(channel) for _ in range(SLOTS + QUEUE)]
-            until(lambda: service.inside == SLOTS and endpoint.admission.waiting == QUEUE, 300)
+            until(lambda: service.inside == SLOTS and endpoint.admission.waiting == QUEUE)
             assert [code_of(ask(channel)) for _ in range(20)] == ["OVERLOADED"] * 20
             health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=WAIT_S)
             assert health.status == health_pb2.HealthCheckResponse.SERVING
             service.go.release(SLOTS + QUEUE)
             assert [code_of(call) for call in calls] == ["OK"] * (SLOTS + QUEUE)
-            until(lambda: endpoint.admission.in_flight == 0, 300)
+            until(lambda: endpoint.admission.in_flight == 0)
         assert service.most == SLOTS
 
 
@@ -132,7 +137,7 @@ def test_who_cannot_be_answered_in_time_is_refused_before_a_message_is_read() ->
         lasted(endpoint, 600.0)
         with holding(endpoint):
             assert code_of(silent(channel, over)) == "OVERLOADED"
-        until(lambda: endpoint.admission.in_flight == 0, 300)
+        until(lambda: endpoint.admission.in_flight == 0)
 
 
 def test_a_call_that_fails_frees_its_slot_and_says_why() -> None:
@@ -141,25 +146,25 @@ def test_a_call_that_fails_frees_its_slot_and_says_why() -> None:
         for _ in range(2 * SLOTS):
             assert code_of(ask(channel, "defect")) == "INTERNAL"
             assert code_of(ask(channel, "error")) == "WRONG_SHARD"
-        error = ask(channel, "defect").exception(timeout=600)
+        error = ask(channel, "defect").exception(timeout=2 * PATIENCE_S)
         assert "request 'defect'" in error.details() and "secret" not in error.details()
-        metadata = dict(ask(channel, "error").exception(timeout=600).trailing_metadata())
+        metadata = dict(ask(channel, "error").exception(timeout=2 * PATIENCE_S).trailing_metadata())
         assert metadata["facet-versions"] == "3"
-        until(lambda: endpoint.admission.in_flight == 0, 300)
+        until(lambda: endpoint.admission.in_flight == 0)
 
 
 def test_a_call_that_is_given_up_keeps_its_slot_until_its_work_is_done() -> None:
     with served() as (service, endpoint, channel):
         calls = [ask(channel) for _ in range(SLOTS)]
-        until(lambda: service.inside == SLOTS, 300)
+        until(lambda: service.inside == SLOTS)
         waiting = [ask(channel) for _ in range(QUEUE)]
-        until(lambda: endpoint.admission.waiting == QUEUE, 300)
+        until(lambda: endpoint.admission.waiting == QUEUE)
         for call in [*calls, *waiting]:
             call.cancel()
-        until(lambda: endpoint.admission.waiting == 0, 300)  # who waits gives his place back at once
+        until(lambda: endpoint.admission.waiting == 0)  # who waits gives his place back at once
         assert endpoint.admission.in_flight == service.inside == SLOTS
         service.go.release(SLOTS)
-        until(lambda: endpoint.admission.in_flight == 0, 300)
+        until(lambda: endpoint.admission.in_flight == 0)
         assert service.most == SLOTS
 
 
@@ -168,7 +173,7 @@ def test_a_quick_call_is_answered_without_a_thread_if_nobody_else_is_worked_on()
         endpoint.server.guard.is_quick = lambda message: b"quick" in message
         assert code_of(ask(channel, "quick")) == "OK"
         slow = ask(channel, "slow")
-        until(lambda: service.inside == 1, 300)
+        until(lambda: service.inside == 1)
         assert code_of(ask(channel, "quick")) == "OK"
         service.go.release()
         assert code_of(slow) == "OK"
@@ -180,11 +185,11 @@ def test_a_quick_call_is_answered_without_a_thread_if_nobody_else_is_worked_on()
 
 
 def test_a_call_needs_a_deadline_that_is_not_too_far() -> None:
-    with served(limits=Limits(call_s=60.0)) as (service, _, channel):
+    with served(limits=Limits(call_s=2000.0)) as (service, _, channel):
         service.go.release(10)
         assert code_of(ask(channel, timeout=None)) == "NO_DEADLINE"
-        assert code_of(ask(channel, timeout=120.0)) == "NO_DEADLINE"
-        assert code_of(ask(channel, timeout=59.0)) == "OK"
+        assert code_of(ask(channel, timeout=4000.0)) == "NO_DEADLINE"
+        assert code_of(ask(channel, timeout=1900.0)) == "OK"
         with pytest.raises(grpc.RpcError) as caught:
             health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
         assert dict(caught.value.trailing_metadata())["facet-error"] == "NO_DEADLINE"
@@ -199,27 +204,84 @@ def test_who_has_no_credentials_is_refused_before_his_message_comes(roles) -> No
         assert code_of(ask(channel, metadata=AUTHORIZED)) == "OK"
 
 
-@pytest.mark.parametrize("method", [METHOD, HEALTH, "/facet.v1.Lookup/Nothing"])
-def test_silent_calls_of_any_method_keep_nobody_waiting(roles, method) -> None:
-    """Many more than there are slots; their time would be over in an hour."""
-    limits = Limits(message_s=3600.0)
-    with served(security=roles, limits=limits) as (service, _, channel), silence() as over:
-        service.go.release(10)
-        calls = [silent(channel, over, method) for _ in range(40 * SLOTS)]
-        assert [code_of(ask(channel, metadata=AUTHORIZED)) for _ in range(5)] == ["OK"] * 5
+class Admin(admin_pb2_grpc.CpuTierAdminServicer):
+    """Versions up to 8 are published."""
+
+    def Load(self, request: admin_pb2.VersionRequest, call: Any) -> admin_pb2.CpuTierStatus:
+        if request.version > 8:
+            raise RpcError(Code.VERSION_NOT_PUBLISHED, "version 9", expected="it", got="none", remedy="Publish it.")
+        return admin_pb2.CpuTierStatus(preferred=request.version)
+
+
+@contextmanager
+def served_admin(security: ServerSecurity, **options: Any) -> Iterator[tuple[Endpoint, grpc.Channel]]:
+    """An admin port, and a channel to it."""
+    endpoint = Endpoint("admin", "127.0.0.1", 0, SLOTS, QUEUE, security=security, audited=True, **options)
+    admin_pb2_grpc.add_CpuTierAdminServicer_to_server(Admin(), endpoint.server)
+    endpoint.start()
+    with open_channel(f"127.0.0.1:{endpoint.port}") as channel:
+        yield endpoint, channel
+    assert endpoint.stop().wait(PATIENCE_S)
+
+
+@contextmanager
+def silent_calls(endpoint: Endpoint, channel: grpc.Channel, method: str, **options: Any) -> Iterator[list[Any]]:
+    """Many more than the port has slots and places in its queue, none of which ends by its deadline.
+
+    The block begins when the server has seen all of them: each waits for its client, or for its turn, or has ended.
+    """
+    with silence() as over:
+        calls = [silent(channel, over, method, timeout=NEVER_S, **options) for _ in range(40 * SLOTS)]
+        until(
+            lambda: sum(call.done() for call in calls) + len(endpoint.waiting) + endpoint.admission.waiting
+            + endpoint.admission.in_flight >= len(calls)
+        )
+        yield calls
         for call in calls:
             call.cancel()
+
+
+SILENT_LIMITS = Limits(message_s=NEVER_S, call_s=NEVER_S)
+OPEN = "held"  # to everybody: such a call waits for its client
+REFUSED = {"/facet.v1.Lookup/Nothing": "UNIMPLEMENTED", HEALTH: OPEN, REFLECTION: OPEN}
+
+
+def outcomes(endpoint: Endpoint, calls: list[Any]) -> set[str]:
+    """Of silent calls: their codes, `OPEN` of those that the server waits for."""
+    ended = {code_of(call) for call in calls if call.done()}
+    return ended | ({OPEN} if len(endpoint.waiting) else set())
+
+
+@pytest.mark.parametrize(("method", "outcome"), [(METHOD, "NOT_AUTHENTICATED"), *REFUSED.items()])
+def test_silent_calls_of_any_method_keep_nobody_waiting(roles, method, outcome) -> None:
+    security = replace(roles, reflection=True)
+    with served(security=security, limits=SILENT_LIMITS) as (service, endpoint, channel):
+        service.go.release(10)
+        with silent_calls(endpoint, channel, method) as calls:
+            assert [code_of(ask(channel, metadata=AUTHORIZED)) for _ in range(5)] == ["OK"] * 5
+            assert outcomes(endpoint, calls) == {outcome}
+
+
+@pytest.mark.parametrize(
+    ("method", "outcome"), [("/facet.v1.CpuTierAdmin/Load", "NOT_AUTHENTICATED"), *REFUSED.items()]
+)
+def test_silent_calls_of_any_method_keep_nobody_waiting_at_an_admin_port(roles, method, outcome) -> None:
+    security, request = replace(roles, reflection=True), admin_pb2.VersionRequest(version=8)
+    with served_admin(security, limits=SILENT_LIMITS) as (endpoint, channel):
+        load = admin_pb2_grpc.CpuTierAdminStub(channel).Load
+        with silent_calls(endpoint, channel, method) as calls:
+            for _ in range(5):
+                assert code_of(load.future(request, timeout=WAIT_S, metadata=AUTHORIZED)) == "OK"
+            assert outcomes(endpoint, calls) == {outcome}
 
 
 def test_silent_calls_with_credentials_keep_nobody_waiting_either(roles) -> None:
-    with served(security=roles, limits=Limits(message_s=3600.0)) as (service, endpoint, channel), silence() as over:
+    with served(security=roles, limits=SILENT_LIMITS) as (service, endpoint, channel):
         service.go.release(10)
-        calls = [silent(channel, over, metadata=AUTHORIZED) for _ in range(40 * SLOTS)]
-        until(lambda: len(endpoint.waiting) == 40 * SLOTS, 300)
-        assert [code_of(ask(channel, metadata=AUTHORIZED)) for _ in range(5)] == ["OK"] * 5
-        for call in calls:
-            call.cancel()
-        until(lambda: len(endpoint.waiting) == 0, 300)
+        with silent_calls(endpoint, channel, METHOD, metadata=AUTHORIZED) as calls:
+            assert [code_of(ask(channel, metadata=AUTHORIZED)) for _ in range(5)] == ["OK"] * 5
+            assert outcomes(endpoint, calls) == {OPEN}
+        until(lambda: len(endpoint.waiting) == 0)
 
 
 @pytest.mark.parametrize("method", [METHOD, HEALTH])
@@ -238,7 +300,7 @@ def unread_limits(**limits: Any) -> Limits:
     return Limits(**{"unread_bytes": 4 * BIG, "all_unread_bytes": 100 * BIG} | limits)
 
 
-def read_nothing(endpoint: Endpoint, calls: int, timeout: str = "50S") -> Connection:
+def read_nothing(endpoint: Endpoint, calls: int, timeout: str = f"{WAIT_S:.0f}S") -> Connection:
     """A connection that allows the server to send no byte of an answer, with so many calls."""
     connection = Connection(endpoint.port, window=0)
     for _ in range(calls):
@@ -250,10 +312,10 @@ def test_answers_that_nobody_reads_are_bounded_by_connection() -> None:
     with served(Holding(BIG), limits=unread_limits()) as (_, endpoint, channel):
         unread = endpoint.server.guard.unread
         with read_nothing(endpoint, 30) as connection:
-            until(lambda: connection.statuses("OVERLOADED") + unread.total // BIG >= 30, 300)
+            until(lambda: connection.statuses("OVERLOADED") + unread.total // BIG >= 30)
             assert 3 * BIG <= unread.total <= 4 * BIG
             assert code_of(ask(channel, "quick")) == "OK", "another connection is served"
-        until(lambda: unread.total == 0, 300)  # the connection ended
+        until(lambda: unread.total == 0)  # the connection ended
 
 
 def test_answers_that_nobody_reads_are_bounded_in_all_but_who_reads_is_served() -> None:
@@ -267,17 +329,17 @@ def test_answers_that_nobody_reads_are_bounded_in_all_but_who_reads_is_served() 
         assert [code_of(ask(channel, "quick")) for _ in range(5)] == ["OK"] * 5
         for connection in connections:
             connection.close()
-        until(lambda: unread.total == 0, 300)
+        until(lambda: unread.total == 0)
 
 
 def test_an_answer_that_nobody_reads_ends_with_its_call() -> None:
     """The connection lives on: it is the call's deadline that frees what was kept for it."""
     with served(Holding(BIG), limits=unread_limits()) as (_, endpoint, _):
         connection = read_nothing(endpoint, 2, "1S")
-        until(lambda: connection.resets == 2, 300)
-        until(lambda: endpoint.server.guard.unread.total == 0, 300)
+        until(lambda: connection.resets == 2)
+        until(lambda: endpoint.server.guard.unread.total == 0)
         connection.ping(b"12345678")
-        until(lambda: b"12345678" in connection.pongs, 300)
+        until(lambda: b"12345678" in connection.pongs)
         connection.close()
 
 
@@ -321,22 +383,12 @@ def test_a_call_that_is_given_up_before_its_message_is_counted_as_cancelled(monk
 
 
 def test_calls_of_an_audited_port_are_logged_with_version_and_outcome(roles, caplog) -> None:
-    class Admin(admin_pb2_grpc.CpuTierAdminServicer):
-        def Load(self, request: admin_pb2.VersionRequest, call: Any) -> admin_pb2.CpuTierStatus:
-            if request.version == 9:
-                raise RpcError(Code.VERSION_NOT_PUBLISHED, "version 9", expected="it", got="none", remedy="Publish it.")
-            return admin_pb2.CpuTierStatus(preferred=request.version)
-
-    endpoint = Endpoint("admin", "127.0.0.1", 0, 1, security=roles, audited=True)
-    admin_pb2_grpc.add_CpuTierAdminServicer_to_server(Admin(), endpoint.server)
-    endpoint.start()
-    with caplog.at_level(logging.INFO), open_channel(f"127.0.0.1:{endpoint.port}") as channel:
+    with caplog.at_level(logging.INFO), served_admin(roles) as (_, channel):
         load = admin_pb2_grpc.CpuTierAdminStub(channel).Load
         assert load(admin_pb2.VersionRequest(version=8), timeout=WAIT_S, metadata=AUTHORIZED).preferred == 8
         for version, metadata in ((9, AUTHORIZED), (8, ())):
             with pytest.raises(grpc.RpcError):
                 load(admin_pb2.VersionRequest(version=version), timeout=WAIT_S, metadata=metadata)
-    endpoint.stop().wait()
     lines = [record.getMessage() for record in caplog.records if "CpuTierAdmin/Load" in record.getMessage()]
     assert len(lines) == 3
     assert "8" in lines[0] and "caller" in lines[0] and "OK" in lines[0]
@@ -353,14 +405,14 @@ def test_a_client_may_ping_as_often_as_the_limits_say_without_a_call_under_way()
         for number in range(10):
             payload = number.to_bytes(8)
             connection.ping(payload)
-            until(lambda payload=payload: payload in connection.pongs or connection.ended, 300)
+            until(lambda payload=payload: payload in connection.pongs or connection.ended)
             answered = time.monotonic()
             until(lambda answered=answered: time.monotonic() > answered + 0.01)  # ten times as long as it has to wait
         assert len(connection.pongs) == 10 and not connection.ended
     with served(limits=Limits(ping_interval_s=3600.0)) as (_, endpoint, _), Connection(endpoint.port) as connection:
         for number in range(10):
             connection.ping(number.to_bytes(8))
-        until(lambda: connection.ended, 300)
+        until(lambda: connection.ended)
 
 
 def test_a_service_that_streams_is_refused_when_it_is_registered() -> None:
@@ -368,4 +420,4 @@ def test_a_service_that_streams_is_refused_when_it_is_registered() -> None:
     handler = grpc.stream_stream_rpc_method_handler(lambda messages, context: messages)
     with pytest.raises(TypeError, match="/a/B streams"):
         endpoint.server.add_registered_method_handlers("a", {"B": handler})
-    endpoint.stop().wait()
+    assert endpoint.stop().wait(PATIENCE_S)

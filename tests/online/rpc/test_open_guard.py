@@ -8,10 +8,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 
 from online.rpc.limits import Limits
-from tests.online.rpc.test_guard import HEALTH, WAIT_S, code_of, served, silence
+from tests.online.rpc.test_guard import HEALTH, NEVER_S, REFLECTION, WAIT_S, code_of, served, silence
 from tests.waiting import until
 
-REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 WRONG = {"MALFORMED_REQUEST": b"\x0a\xff", "BATCH_TOO_LARGE": b"\x7a\x00" * 257}
 
 
@@ -41,7 +40,7 @@ def test_a_stream_ends_when_its_time_is_over() -> None:
     with served(limits=Limits(call_s=0.2)) as (_, endpoint, channel), silence() as over:
 
         def nothing() -> Iterator:
-            over.wait(600)
+            over.wait(NEVER_S)
             return
             yield
 

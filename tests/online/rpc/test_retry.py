@@ -20,9 +20,10 @@ from online.rpc.unary import UnaryMethod
 from online.rpc_error import Code, RpcError
 from pipelines.contracts.errors import InvalidConfig
 from tests.grpc_server import end_by, grpc_server
+from tests.waiting import PATIENCE_S
 
 METHOD = lookup_pb2.DESCRIPTOR.services_by_name["Lookup"].methods_by_name["Lookup"]
-REAL_TIMEOUT_S = 60.0  # of calls that a server answers
+REAL_TIMEOUT_S = PATIENCE_S  # of calls that a server answers
 HANG = "hang"
 POLICY = RetryPolicy(
     4, frozenset({Code.OVERLOADED, Code.LOOKUP_UNAVAILABLE, Code.DEADLINE, Code.VERSION_NOT_AVAILABLE}),

@@ -33,7 +33,7 @@ def test_a_port_may_be_shared_where_that_is_asked_for() -> None:
     with served(reuse_port=True) as (_, endpoint, _):
         other = Endpoint("lookup", "127.0.0.1", endpoint.port, 1, reuse_port=True)
         assert other.port == endpoint.port
-        other.stop().wait()
+        assert other.stop().wait(PATIENCE_S)
 
 
 def test_a_port_asks_for_the_role_that_it_is_given_else_for_that_of_its_name(roles) -> None:

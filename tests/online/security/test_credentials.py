@@ -19,8 +19,7 @@ from online.security.credentials import ClientSecurity, ServerSecurity, is_loopb
 from online.security.roles import Roles
 from pipelines.contracts.errors import InvalidConfig
 from tests.online.certificates import Authority
-
-TIMEOUT_S = 10
+from tests.waiting import PATIENCE_S
 
 
 class Answering(lookup_pb2_grpc.LookupServicer):
@@ -77,7 +76,7 @@ def serve():
 
     yield start
     for event in [endpoint.stop() for endpoint in endpoints]:
-        event.wait()
+        assert event.wait(PATIENCE_S)
 
 
 def outcome(address: str, client: ClientSecurity | None, *, admin: bool = False, **options) -> str:
@@ -86,12 +85,12 @@ def outcome(address: str, client: ClientSecurity | None, *, admin: bool = False,
         try:
             if admin:
                 answer = admin_pb2_grpc.CpuTierAdminStub(channel).Status(
-                    admin_pb2.StatusRequest(), timeout=TIMEOUT_S, **options
+                    admin_pb2.StatusRequest(), timeout=PATIENCE_S, **options
                 )
                 assert answer.preferred == 7
             else:
                 answer = lookup_pb2_grpc.LookupStub(channel).Lookup(
-                    lookup_pb2.LookupRequest(), timeout=TIMEOUT_S, **options
+                    lookup_pb2.LookupRequest(), timeout=PATIENCE_S, **options
                 )
                 assert answer.version == 7
         except grpc.RpcError as error:
@@ -102,7 +101,7 @@ def outcome(address: str, client: ClientSecurity | None, *, admin: bool = False,
 
 def healthy(address: str, client: ClientSecurity | None) -> bool:
     with open_channel(address, client) as channel:
-        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S)
+        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
         return answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
@@ -111,7 +110,7 @@ def services(address: str, client: ClientSecurity | None = None) -> set[str]:
     with open_channel(address, client) as channel:
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)
         asked = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
-        (answer,) = stub.ServerReflectionInfo(asked, timeout=TIMEOUT_S)
+        (answer,) = stub.ServerReflectionInfo(asked, timeout=PATIENCE_S)
         return {service.name for service in answer.list_services_response.service}
 
 
@@ -188,10 +187,10 @@ def test_reflection_and_health_name_the_services(serve) -> None:
     with open_channel(lookup) as channel:
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)
         asked = iter([reflection_pb2.ServerReflectionRequest(file_containing_symbol="facet.v1.Lookup")])
-        (answer,) = stub.ServerReflectionInfo(asked, timeout=TIMEOUT_S)
+        (answer,) = stub.ServerReflectionInfo(asked, timeout=PATIENCE_S)
         assert any(b"LookupRequest" in file for file in answer.file_descriptor_response.file_descriptor_proto)
         request = health_pb2.HealthCheckRequest(service="facet.v1.Lookup")
-        answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=TIMEOUT_S)
+        answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=PATIENCE_S)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
@@ -314,11 +313,11 @@ def test_limits_are_kept(serve) -> None:
     with open_channel(address) as channel:
         stub = lookup_pb2_grpc.LookupStub(channel)
         with pytest.raises(grpc.RpcError) as caught:
-            stub.Lookup(lookup_pb2.LookupRequest(request_id="x" * 2000), timeout=TIMEOUT_S)
+            stub.Lookup(lookup_pb2.LookupRequest(request_id="x" * 2000), timeout=PATIENCE_S)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert rpc_error_from(caught.value, address).code is Code.BATCH_TOO_LARGE
         with pytest.raises(grpc.RpcError) as caught:
-            stub.Lookup(lookup_pb2.LookupRequest(), metadata=(("a", "x" * 3000),), timeout=TIMEOUT_S)
+            stub.Lookup(lookup_pb2.LookupRequest(), metadata=(("a", "x" * 3000),), timeout=PATIENCE_S)
         assert rpc_error_from(caught.value, address).code is Code.OVERLOADED
     with pytest.raises(InvalidConfig, match="streams=0"):
         Limits(streams=0)
@@ -332,13 +331,13 @@ def test_connections_are_bounded(serve) -> None:
     channels = [open_channel(address, own_connection=True) for _ in range(3)]
     stubs = [lookup_pb2_grpc.LookupStub(channel) for channel in channels]
     for stub in stubs[:2]:
-        assert stub.Lookup(lookup_pb2.LookupRequest(), timeout=TIMEOUT_S).version == 7
+        assert stub.Lookup(lookup_pb2.LookupRequest(), timeout=PATIENCE_S).version == 7
     with pytest.raises(grpc.RpcError) as caught:
-        stubs[2].Lookup(lookup_pb2.LookupRequest(), timeout=1)
-    assert caught.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+        stubs[2].Lookup(lookup_pb2.LookupRequest(), timeout=PATIENCE_S)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     for channel in channels[:2]:
         channel.close()
-    assert stubs[2].Lookup(lookup_pb2.LookupRequest(), timeout=TIMEOUT_S, wait_for_ready=True).version == 7
+    assert stubs[2].Lookup(lookup_pb2.LookupRequest(), timeout=PATIENCE_S, wait_for_ready=True).version == 7
     channels[2].close()
 
 
@@ -353,9 +352,9 @@ def test_text_of_callers_is_bounded_and_on_one_line(serve, caplog) -> None:
     hostile = "\n12:00:00 online: all is well\x1b[2K\u202e" + "ж" * 100_000
     with caplog.at_level(logging.DEBUG), open_channel(f"127.0.0.1:{endpoint.port}") as channel:
         with pytest.raises(grpc.RpcError) as caught:
-            lookup_pb2_grpc.LookupStub(channel).Lookup(lookup_pb2.LookupRequest(request_id=hostile), timeout=TIMEOUT_S)
+            lookup_pb2_grpc.LookupStub(channel).Lookup(lookup_pb2.LookupRequest(request_id=hostile), timeout=PATIENCE_S)
         assert caught.value.code() is grpc.StatusCode.INTERNAL and len(caught.value.details()) < 2000
-    endpoint.stop().wait()
+    assert endpoint.stop().wait(PATIENCE_S)
     (message,) = [record.getMessage() for record in caplog.records if "failed" in record.getMessage()]
     assert len(message) < 300 and message.isprintable()
 

@@ -11,6 +11,7 @@ from online.security.credentials import ServerSecurity
 from online.security.roles import Roles, token_sha256
 from online.security.watched import Watched
 from pipelines.contracts.errors import InvalidConfig
+from tests.waiting import PATIENCE_S, joined
 
 TOKEN = "t" * 40
 ENTRY = f"a: {{token_sha256: {token_sha256(TOKEN)}, roles: [lookup]}}\n"
@@ -145,7 +146,7 @@ def test_a_thread_that_looks_keeps_no_other_waiting(file, clock) -> None:
         text = file.read_text()
         if text == "two":
             reading.set()
-            assert go_on.wait(120)
+            assert go_on.wait(PATIENCE_S)
         return text
 
     watched = Watched([file], slowly, clock=clock)
@@ -153,11 +154,11 @@ def test_a_thread_that_looks_keeps_no_other_waiting(file, clock) -> None:
     clock.now += 2
     looking = threading.Thread(target=watched.value)
     looking.start()
-    assert reading.wait(120)
+    assert reading.wait(PATIENCE_S)
     clock.now += 2
     assert watched.value() == "one", "what was there before, until the new one is read"
     go_on.set()
-    looking.join()
+    joined(looking)
     assert watched.value() == "two"
 
 
