@@ -18,3 +18,5 @@ def test_no_answer_is_mixed_and_none_is_missing_while_hosts_and_controllers_die(
     assert recomputed["checked"] == recomputed["distinguishable"] == report["requests"] >= 1000
     assert set(report["versions_seen"]) >= {"1", "2"}
     assert report["rollouts"] >= 1 and report["kills"] >= 4
+    assert set(report["hostile"]) == {"silent", "unread", "many_fields", "junk", "idle_connections"}
+    assert all(times >= 1 for times in report["hostile"].values()), report["hostile"]
