@@ -31,8 +31,9 @@ class FetchedRows:
 
 
 class SameHostRows:
-    """Rows from the versions that this process itself hosts: a `RowSource` that decides, counts and refuses as a CPU
-    host does, under the same rollouts. The pages are those of every other process here that maps the same segments.
+    """Rows from the versions that this process itself hosts: a `RowSource` that decides and refuses as a CPU host
+    does, under the same rollouts, and counts its answers as one does; rows are counted by the ranker, as all that it
+    gets. The pages are those of every other process here that maps the same segments.
 
     ```
     over RPC    start ──► pack ──► socket ──► another thread's turn ──► unpack ──► lookup ──► … and all of it back
@@ -93,8 +94,6 @@ class SameHostRows:
             for name, values in ids.items():
                 if name not in only or hosted.version in only[name]:
                     rows[name], found[name] = hosted.lookup(name, values)
-        for name, mask in found.items():
-            metrics.count_found(name, mask)
         metrics.count_answer("cpu-tier", hosted.version)
         return VersionRows(hosted.version, hosted.manifest_sha256, rows, found)
 

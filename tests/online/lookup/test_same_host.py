@@ -2,14 +2,11 @@
 
 from typing import Any
 
-import numpy as np
-
 from online.lookup.hosted import HostedVersions
 from online.lookup.reader import VersionReader
 from online.lookup.same_host import SameHostRows
-from tests.online.observe.scrapes import rows_counted
 from tests.online.row_source_cases import ONE, RowSourceCases
-from tests.releases import FeastRepository, entity_ids
+from tests.releases import FeastRepository
 
 
 def hosted_versions(repository: FeastRepository) -> HostedVersions:
@@ -36,10 +33,3 @@ def test_answers_are_counted_and_none_stays_in_flight(workspace_with_versions) -
     hosted.drain(1)
     hosted.unload(1)
     assert len(pending.result().rows["item.kge"]) == 1  # rows are the caller's own
-
-
-def test_rows_are_counted_as_asked_for_and_found(workspace_with_versions) -> None:
-    source, known = SameHostRows(hosted_versions(workspace_with_versions)), entity_ids("item", 200)[:3]
-    before = rows_counted()
-    source.lookup([1], {"item.kge": np.append(known, [-5])})
-    assert rows_counted() - before == {("asked", "item.kge"): 4, ("found", "item.kge"): 3}

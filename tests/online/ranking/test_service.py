@@ -362,18 +362,8 @@ def test_what_became_of_requests_is_counted_by_version(serve) -> None:
     assert list(status.latency_bounds_ms) == sorted(status.latency_bounds_ms)
 
 
-class Uncounted(SameHostRows):
-    """Rows of this process that count nothing, as those of a CPU host count nothing in the ranker."""
-
-    def start(self, accepted, ids, *, only=ALL, request_id="", timeout_s=None):
-        with self._hosted.answering_from(accepted, request_id) as held:
-            looked_up = {name: held.lookup(name, values) for name, values in ids.items()}
-        rows, found = ({name: both[part] for name, both in looked_up.items()} for part in (0, 1))
-        return FetchedRows(VersionRows(held.version, held.manifest_sha256, rows, found))
-
-
 def test_rows_are_counted_as_asked_for_and_found(serve) -> None:
-    _, client, _ = serve([1], lambda models, hosted: Uncounted(hosted))
+    _, client, _ = serve([1], lambda models, hosted: SameHostRows(hosted))  # which counts none itself
     users, items = entity_ids("user", 200)[:2], entity_ids("item", 200)[:5]
     before = rows_counted()
     for user in (*users, -3):
