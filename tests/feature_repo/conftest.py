@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 import pytest
 
+from tests.feast_command import FEAST
 from tests.releases import FeastRepository
 from tests.waiting import PATIENCE_S
 
@@ -86,7 +86,7 @@ def _launch(repository: FeastRepository, home: Path, command: tuple[str, ...]) -
     log = home / "log.txt"
     with log.open("w") as output:
         process = subprocess.Popen(
-            [Path(sys.executable).with_name("feast"), *command, "--host", "127.0.0.1", "--port", str(port)],
+            [*FEAST, *command, "--host", "127.0.0.1", "--port", str(port)],
             cwd=repository.path, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
             env={**os.environ, "HOME": str(home), "FEAST_USAGE": "False"}, start_new_session=True,
         )

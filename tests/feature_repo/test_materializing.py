@@ -17,6 +17,7 @@ from feast import FeatureViewState
 from online.ranking.context_source import FeastContext
 from pipelines.contracts.context import CONTEXT_FEATURES
 from pipelines.contracts.locks import locked
+from tests.feast_command import FEAST
 from tests.releases import FeastRepository, entity_ids
 from tests.waiting import until
 
@@ -26,7 +27,7 @@ COMMAND_S = 300
 def command(repository: FeastRepository, log: Path, *arguments: str) -> subprocess.Popen:
     with log.open("w") as output:
         return subprocess.Popen(
-            [Path(sys.executable).with_name("feast"), *arguments], cwd=repository.path, stdin=subprocess.DEVNULL,
+            [*FEAST, *arguments], cwd=repository.path, stdin=subprocess.DEVNULL,
             stdout=output, stderr=subprocess.STDOUT,
             env={**os.environ, "HOME": str(log.parent), "PYTHONPATH": os.pathsep.join(sys.path)},
         )

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -18,6 +16,7 @@ from safetensors.numpy import save_file
 from pipelines.contracts.runspec import FACETS, RunSpec
 from pipelines.contracts.windows import Window, Windows
 from pipelines.contracts.workspace import Run, Workspace
+from tests.releases import feast_apply
 from training.config import load_section
 from training.ranker.config import RankerConfig
 
@@ -48,9 +47,7 @@ class World:
     def apply_features(self) -> None:
         """`feast apply` into an empty registry: its sources are absolute paths, a copied one points to the original."""
         shutil.rmtree(self.workspace.root / "feast", ignore_errors=True)
-        feast = Path(sys.executable).parent / "feast"
-        done = subprocess.run([feast, "apply"], cwd=self.feature_repo, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+        feast_apply(self.feature_repo)
 
 
 def write_facet(run: Run, facet: str, seed: int, users: np.ndarray, items: np.ndarray) -> None:
