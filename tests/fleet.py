@@ -76,7 +76,6 @@ class Host:
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=log, text=True, env=facet_environment(),
-                start_new_session=True,  # a terminal's Ctrl-C is for whoever started this process
             )
         return self
 
@@ -189,7 +188,6 @@ class Fleet:
                 *options,
             ],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=facet_environment(),
-            start_new_session=True,
         )
 
 

@@ -7,8 +7,6 @@ python -m tests.benchmarks.chaos --seed N                                the kil
                                                                          the machine lets time repeat itself
 ```
 
-Ctrl-C ends a series early: what was done until then is recomputed and reported.
-
 ```
 24 threads of requests ──► rankers ──► CPU hosts (shards x replicas)      one process each; versions 1, 2, 3
                               ▲            ▲
@@ -22,7 +20,6 @@ hostile clients ──────────────┴──────�
 import json
 import logging
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -83,7 +80,6 @@ class Chaos:
     Attributes:
         requests, rollouts, kills: how many at least; the series goes on until all are reached.
         kill_every_s: mean time between kills, where hosts come back sooner.
-        stop: set it to end the series before they are reached.
         killed: what was killed, in order: `controller` or a host's name.
         frozen: hosts that were stopped for a moment with all their connections open.
         rolled: the finished rollouts, in order: to which version, how many times its controller was killed, seconds.
@@ -96,7 +92,6 @@ class Chaos:
     kills: int
     kill_every_s: float
     seed: int
-    stop: threading.Event = field(default_factory=threading.Event)
     concurrency: int = 24
     candidates: int = 4
     killed: list[str] = field(default_factory=list)
@@ -152,8 +147,6 @@ class Chaos:
         while not self._over.wait(0.2):
             if len(self.rolled) >= self.rollouts and len(self.killed) >= self.kills:
                 enough.touch()
-            if self.stop.is_set():
-                self._over.set()
 
     # -- rollouts -------------------------------------------------------------------------------------------------
 
@@ -247,22 +240,21 @@ def report(chaos: Chaos, traffic: RankTraffic) -> dict[str, Any]:
         "conditions": {
             "cpu_tiers": [tier.target for tier in chaos.fleet.cpu_tiers], "rankers": len(chaos.fleet.rankers),
             "concurrency": chaos.concurrency, "candidates": chaos.candidates, "seed": chaos.seed,
-            "kill_every_s": chaos.kill_every_s, "attempts": ATTEMPTS, "timeout_s": TIMEOUT_S,
-            "ended_early": chaos.stop.is_set(), **environment(),
+            "kill_every_s": chaos.kill_every_s, "attempts": ATTEMPTS, "timeout_s": TIMEOUT_S, **environment(),
         },
     }
 
 
 def series(
     directory: Path, *, requests: int, rollouts: int, kills: int, kill_every_s: float, shards: int, seed: int,
-    rows: int = 2000, concurrency: int = 24, stop: threading.Event | None = None,
+    rows: int = 2000, concurrency: int = 24,
 ) -> dict[str, Any]:
     """Publish, serve, do it all at once, recompute; returns the report."""
     repository = published_versions(directory, rows=rows)
     with Fleet(repository.workspace, logs=directory / "logs", shards=shards, replicas=2, rankers=2) as fleet:
         chaos = Chaos(
             fleet, requests=requests, rollouts=rollouts, kills=kills, kill_every_s=kill_every_s, seed=seed,
-            concurrency=concurrency, stop=stop or threading.Event(),
+            concurrency=concurrency,
         )
         traffic = chaos.run(directory)
     return report(chaos, traffic)
@@ -290,12 +282,10 @@ def main(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("feast").setLevel(logging.ERROR)
     seed = random.SystemRandom().randrange(2**31) if seed is None else seed
-    stop = threading.Event()
-    signal.signal(signal.SIGINT, lambda *_: stop.set())
     with tempfile.TemporaryDirectory(prefix="facet-chaos-") as directory:
         result = series(
             Path(directory), requests=requests, rollouts=rollouts, kills=kills, kill_every_s=kill_every,
-            shards=shards, seed=seed, stop=stop,
+            shards=shards, seed=seed,
         )
     output.parent.mkdir(parents=True, exist_ok=True)
     with replacing_file(output) as staging:
