@@ -1,4 +1,4 @@
-"""Importing Feast in a third of the time."""
+"""Importing Feast in half the time."""
 
 import sys
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ def import_typeguard_optimized() -> None:
     """Have typeguard do from now on what `python -O` has it do: nothing; everything else is imported as always.
 
     Feast decorates its classes with typeguard's `typechecked`, which parses a module's source once for each method and
-    compiles it again: two thirds of what importing Feast takes. It is meant for development, and a no-op under `-O`;
+    compiles it again: half of what importing Feast takes. It is meant for development, and a no-op under `-O`;
     but `-O` itself would take the assertions out of every other library. Call it before Feast is imported.
     """
     if not any(isinstance(finder, _OptimizedTypeguard) for finder in sys.meta_path):
