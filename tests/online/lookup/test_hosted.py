@@ -3,8 +3,7 @@
 import logging
 import threading
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from online.lookup.hosted import HostedVersions
 from online.lookup.reader import VersionReader
 from online.rpc_error import Code, RpcError
 from pipelines.contracts.errors import Unavailable, VersionNotFound
+from tests.online.recorded_pin import recorded_pin
 from tests.waiting import PATIENCE_S, joined
 
 CANARY_ID = next(name for name in map(str, range(100)) if zlib.crc32(name.encode()) < 2**28)
@@ -265,21 +265,13 @@ def test_a_version_is_pinned_from_before_it_is_opened_until_after_it_is_let_go(o
     """Else it could be retired in between, and its files be gone from under whoever opens them."""
     happened: list[str] = []
 
-    @contextmanager
-    def pin(version: int) -> Iterator[None]:
-        happened.append(f"pin {version}")
-        try:
-            yield
-        finally:
-            happened.append(f"release {version}")
-
     def open_version(version: int) -> VersionReader:
         happened.append(f"open {version}")
         if version == 3:
             raise VersionNotFound("version 3", expected="it", got="it was retired", remedy="None.")
         return opened[version]
 
-    hosted = HostedVersions(open_version, pin=pin)
+    hosted = HostedVersions(open_version, pin=recorded_pin(happened))
     for version in (1, 2):
         hosted.load(version)
     with pytest.raises(VersionNotFound):

@@ -1,7 +1,5 @@
 """A ranker as a process, with its rows in the same process; what it remembers."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import grpc
 import numpy as np
@@ -15,6 +13,7 @@ from online.ranking.runnable import RunnableModels
 from online.rpc.channel import open_channel
 from online.rpc_error import Code, RpcError, rpc_error_from
 from pipelines.contracts.errors import VersionNotFound
+from tests.online.recorded_pin import recorded_pin
 from tests.waiting import PATIENCE_S
 
 
@@ -86,19 +85,11 @@ def test_a_version_is_pinned_from_before_it_is_loaded_until_after_it_is_unloaded
     """Else it could be retired in between, and its files be gone from under whoever opens them."""
     happened: list[str] = []
 
-    @contextmanager
-    def pin(version: int) -> Iterator[None]:
-        happened.append(f"pin {version}")
-        try:
-            yield
-        finally:
-            happened.append(f"release {version}")
-
     def load(version: int) -> Loaded:
         happened.append(f"load {version}")
         return _load(version)
 
-    models = RunnableModels(load, context=NoFeatures(), pin=pin)
+    models = RunnableModels(load, context=NoFeatures(), pin=recorded_pin(happened))
     for version in (1, 2, 2):
         models.load(version)
     with pytest.raises(VersionNotFound):
