@@ -18,7 +18,10 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from pipelines.contracts.quick_import import import_typeguard_optimized
 from tests.releases import AS_OF, FeastRepository, entity_ids, write_context_views, write_release
+
+import_typeguard_optimized()  # as `facet` does; its pytest plugin, which imports it before, is off in pyproject.toml
 
 # machines are shared and kernels compile at their first call: no test asserts a time
 hypothesis.settings.register_profile("facet", deadline=None)

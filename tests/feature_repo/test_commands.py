@@ -1,4 +1,4 @@
-"""The stock `feast` console script, from the shell, in a copy of `feature_repo/`."""
+"""The stock `feast` console script, from the shell, in a copy of `feature_repo/`; the demo's test lists views by it."""
 
 import shutil
 import subprocess
@@ -22,7 +22,7 @@ def feast(repository: FeastRepository, *args: str) -> subprocess.CompletedProces
 
 
 @pytest.mark.slow
-def test_apply_materialize_list_and_a_corrupted_version(tmp_path: Path) -> None:
+def test_apply_materialize_and_a_corrupted_version(tmp_path: Path) -> None:
     repository = FeastRepository.create(tmp_path)
     workspace = repository.workspace
     publish(workspace, write_release(tmp_path / "first", seed=1, rows=1_500))
@@ -32,10 +32,6 @@ def test_apply_materialize_list_and_a_corrupted_version(tmp_path: Path) -> None:
     assert applied.returncode == 0, applied.stderr
     materialized = feast(repository, "materialize", "2010-01-01T00:00:00", "2030-01-01T00:00:00")
     assert materialized.returncode == 0, materialized.stderr
-    listed = feast(repository, "feature-views", "list")
-    assert listed.returncode == 0, listed.stderr
-    for view in (*(f"{table.replace('.', '_')}__v1" for table in DIMS), "user_context", "user_item_context"):
-        assert view in listed.stdout
 
     store, rng = repository.store(), np.random.default_rng(0)
     for table in DIMS:

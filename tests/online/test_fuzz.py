@@ -35,7 +35,7 @@ TYPED = {
 }
 
 RUNS = {
-    "lookup": 5000, "message": 5000, "rank": 500, "cpu_tier_admin": 500, "ranker_admin": 300, "gate": 10_000,
+    "lookup": 3000, "message": 5000, "rank": 150, "cpu_tier_admin": 500, "ranker_admin": 200, "gate": 10_000,
     "shards": 5000, "manifest": 3000, "roles": 3000, "segment_header": 300, "delta_header": 150, "view_tags": 3000,
 }  # fmt: skip
 """Of each target of `tests.online.fuzz`, about as many as it manages in a second or two after it has started."""

@@ -46,7 +46,7 @@ from tests.crash import (
     run_child,
 )
 from tests.releases import DIMS, WIDE_RANGE, FeastRepository, entity_ids, published_rows, write_release
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, joined, until
 
 pytestmark = pytest.mark.crash
 
@@ -70,7 +70,7 @@ class LiveTier:
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._log, text=True)
         ready = self._process.stdout.readline()
         assert ready, f"the CPU tier did not start: {log.read_text()}"
-        self._client = LookupClient([f"127.0.0.1:{json.loads(ready)['ports']['lookup']}"], timeout_s=30)
+        self._client = LookupClient([f"127.0.0.1:{json.loads(ready)['ports']['lookup']}"], timeout_s=PATIENCE_S)
         self._truth = {table: published_rows(repository.workspace, 1, table) for table in DIMS}
         self.answered, self.wrong, self._stop = 0, [], threading.Event()
         self._thread = threading.Thread(target=self._ask)
@@ -91,10 +91,10 @@ class LiveTier:
 
     def stop(self) -> None:
         self._stop.set()
-        self._thread.join()
+        joined(self._thread)
         self._client.close()
         self._process.terminate()
-        self._process.wait(30)
+        self._process.wait(PATIENCE_S)
         self._log.close()
 
 
