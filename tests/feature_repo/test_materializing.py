@@ -19,9 +19,7 @@ from pipelines.contracts.context import CONTEXT_FEATURES
 from pipelines.contracts.locks import locked
 from tests.feast_command import FEAST
 from tests.releases import FeastRepository, entity_ids
-from tests.waiting import until
-
-COMMAND_S = 300
+from tests.waiting import PROGRAM_S, until
 
 
 def command(repository: FeastRepository, log: Path, *arguments: str) -> subprocess.Popen:
@@ -51,7 +49,7 @@ def materializing(repository: FeastRepository, log: Path) -> Iterator[subprocess
                     registry.stat().st_mtime_ns != before
                     and store.get_feature_view("item_context").state == FeatureViewState.MATERIALIZING
                 ),
-                COMMAND_S,
+                PROGRAM_S,
             )
             assert process.poll() is None, log.read_text()
             yield process
@@ -118,12 +116,12 @@ def test_a_command_that_leaves_a_version_out_says_so_last(own_workspace: FeastRe
     workspace.segment(2, "item.kge").rename(tmp_path / "away")
     views = ["-v", "item_kge__v2", "-v", "item_context"]
     process = command(own_workspace, log, "materialize", *views, "2011-07-01T00:00:00", "2011-07-02T00:00:00")
-    assert process.wait(COMMAND_S) == 1
+    assert process.wait(PROGRAM_S) == 1
     text = log.read_text()
     assert "item_kge__v2: version 2 is not materialized" in text.splitlines()[-1]
     assert "nanobind" not in text and "serve_features_while_materializing" not in text
     process = command(own_workspace, log, "materialize", *views, "2011-07-01T00:00:00", "2011-08-02T00:00:00")
-    assert process.wait(COMMAND_S) == 0
+    assert process.wait(PROGRAM_S) == 0
     text = log.read_text()
     assert "nanobind" not in text and "serve_features_while_materializing" not in text
     require_answers(own_workspace)

@@ -22,6 +22,7 @@ from tests.fleet import anonymous_bytes, descriptors
 from tests.online.http2 import call_beginning, frame
 from tests.online.raw_bytes import exchange
 from tests.releases import published_rows
+from tests.waiting import PROGRAM_S
 
 DEADLINE_S = 20
 GROWTH_BYTES, GROWTH_DESCRIPTORS = 32 << 20, 8
@@ -184,6 +185,6 @@ def test_coverage_guided_fuzzing_finds_nothing(workspace_with_versions, tmp_path
     command += [f"-runs={runs}", "-seed=4", "-timeout=60", "-reload=0"]  # a reload, after a second, adds runs
     done = subprocess.run(
         [*command, f"-artifact_prefix={tmp_path}/", "--workspace", str(workspace_with_versions.workspace.root)],
-        capture_output=True, text=True, timeout=300, env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True, text=True, timeout=PROGRAM_S, env={**os.environ, "TMPDIR": str(tmp_path)},
     )
     assert done.returncode == 0 and f"Done {runs} runs" in done.stderr, done.stderr[-4000:]

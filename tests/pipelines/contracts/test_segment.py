@@ -29,6 +29,7 @@ from pipelines.contracts.segment_header import ARRAYS, HEADER_NAME, SegmentHeade
 from pipelines.contracts.segment_index import gather
 from pipelines.contracts.segment_writer import write_segment
 from pipelines.contracts.spec import TableSpec
+from tests.waiting import PROGRAM_S
 
 WIDTH = 8
 HUGE_PAGE_BYTES = 2 << 20
@@ -449,7 +450,7 @@ def test_a_file_that_is_cut_under_a_process_does_not_kill_it(
     path = directory / name
     path.chmod(0o644)
     os.truncate(path, size if size >= 0 else path.stat().st_size + size)
-    said = process.communicate("\n", timeout=300)[0].splitlines()
+    said = process.communicate("\n", timeout=PROGRAM_S)[0].splitlines()
     assert process.returncode == 0
     if name == "rows.npy" or not private_bytes:
         assert len(said) == 2 and all(f"{name} is corrupted" in line for line in said)

@@ -20,6 +20,7 @@ from pipelines.contracts.workspace import Workspace
 from pipelines.publish import publish
 from tests.planted_models import DAMAGES, configured, plant
 from tests.releases import write_release
+from tests.waiting import PROGRAM_S
 
 CONFIG = UpperConfig(
     tables={"user.kge": 12, "item.kge": 12},
@@ -180,7 +181,8 @@ def test_what_is_refused_takes_no_memory(upper: Path, tmp_path: Path, change, me
     save_upper_model(load_upper_model(upper), refused)
     change(refused)
     process = subprocess.run(
-        [sys.executable, "-c", PEAK, str(upper), str(refused)], capture_output=True, text=True, check=True, timeout=300
+        [sys.executable, "-c", PEAK, str(upper), str(refused)], capture_output=True, text=True, check=True,
+        timeout=PROGRAM_S,
     )
     report = json.loads(process.stdout)
     assert message in report["refusal"] and report["grown_kb"] < 40_000
