@@ -33,16 +33,21 @@ server.start()
 with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
     echo = channel.unary_unary("/a/b")
     echo(b"")
-    before = wakes()
-    for _ in range(300):
-        echo(b"")
-    print(wakes() - before, flush=True)
+    least = 1_000_000
+    for _ in range(20):  # timers wake these threads too, the more often the slower the machine is
+        before = wakes()
+        for _ in range(300):
+            echo(b"")
+        least = min(least, wakes() - before)
+        if least < 150:
+            break
+    print(least, flush=True)
 os._exit(0)
 """
 
 
 def wakes(*words: str, experiments: str | None = None) -> tuple[int, str]:
-    """How often threads of gRPC's event engine were woken by 300 calls; what was said on stderr."""
+    """How often threads of gRPC's event engine were woken at least while 300 calls passed; what was said on stderr."""
     environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
     if experiments is not None:
         environment[VARIABLE] = experiments
