@@ -124,9 +124,9 @@ class _File:
     log: Any
     context_kinds: tuple[str, ...]
     pair_kinds: tuple[str, ...]
-    tasks: Any
-    runs: Any
-    graph: Any
+    tasks: dict[str, Any]
+    runs: dict[str, Any]
+    graph: dict[str, Any]
     source: str | None = None
 
 
@@ -177,7 +177,7 @@ def _parse(raw: dict[str, Any], reference: str, home: Path) -> Dataset:
         context_kinds=file.context_kinds,
         pair_kinds=file.pair_kinds,
         tasks=tasks,
-        runs={str(name): Windows.from_dict(windows) for name, windows in _entries(file.runs, "runs").items()},
+        runs={name: Windows.from_dict(windows) for name, windows in _entries(file.runs, "runs").items()},
         relations=relations,
     )
     _check_together(dataset)
@@ -244,8 +244,8 @@ def _typed(types: dict[str, type], raw: Any, where: str) -> Any:
     return build(types[name], values, where=where, manual=MANUAL)
 
 
-def _entries(raw: Any, where: str) -> dict[str, Any]:
-    if not isinstance(raw, dict) or not raw:
+def _entries(raw: dict[str, Any], where: str) -> dict[str, Any]:
+    if not raw:
         raise _refusal(where, "at least one named entry", raw)
     return raw
 

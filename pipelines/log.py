@@ -5,6 +5,7 @@ This is the one place that runs DuckDB's own SQL, because the YAML's expressions
 before anything is written.
 """
 
+import glob
 import logging
 from pathlib import Path
 
@@ -102,12 +103,15 @@ class _Log:
         """Make the view `source` of the log's own columns."""
         files = _files(self.path)
         self.names = [str(file) for file in files]
+        self.patterns = [glob.escape(name) for name in self.names]  # DuckDB takes every path for a pattern
         try:
             if files[0].name.endswith(".parquet"):
-                relation = self.database.read_parquet(self.names, union_by_name=True)
+                relation = self.database.read_parquet(self.patterns, union_by_name=True)
             else:
                 # The whole file decides a column's type, so that no row can contradict the guess.
-                relation = self.database.read_csv(self.names, sample_size=-1, dtype=dict(self.layout.csv_types) or None)
+                relation = self.database.read_csv(
+                    self.patterns, sample_size=-1, dtype=dict(self.layout.csv_types) or None
+                )
             relation.create_view("source")
             self.source_columns = relation.columns
             self.rows_read = self._scalar("SELECT count(*) FROM source")
@@ -122,7 +126,7 @@ class _Log:
 
     def confine(self) -> None:
         """From here on no statement reaches a file but the log's, a variable of this process, a secret or a setting."""
-        self.database.execute("SET allowed_paths = ?", [self.names])
+        self.database.execute("SET allowed_paths = ?", [[*self.names, *self.patterns]])
         self.database.execute("SET enable_external_access = false")
         self.database.execute("SET lock_configuration = true")
 

@@ -3,11 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.contracts.errors import NotPrepared
+from pipelines.contracts.errors import InvalidConfig, NotPrepared
 from pipelines.contracts.names import table_name
 from pipelines.contracts.version import VersionStore
 
 __all__ = ["Run", "Workspace"]
+
+WILDCARDS = "*?[]{}\\"
+"""Characters that DuckDB, Feast or Spark take for a pattern in a path, and would read other files for."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,21 @@ class Run:
 
 @dataclass(frozen=True)
 class Workspace:
-    """Root of all written state. By default `var/` beside `feature_repo/`."""
+    """Root of all written state. By default `var/` beside `feature_repo/`.
+
+    Raises:
+        InvalidConfig: its path would be read as a pattern.
+    """
 
     root: Path
+
+    def __post_init__(self) -> None:
+        for path in (self.root.absolute(), self.root.resolve()):
+            if found := [character for character in WILDCARDS if character in str(path)]:
+                raise InvalidConfig(
+                    f"the workspace {path}", expected=f"a path without {' '.join(WILDCARDS)}", got=" ".join(found),
+                    remedy="Rename the folder: DuckDB, Feast and Spark would read other folders' files.",
+                )
 
     @property
     def events(self) -> Path:

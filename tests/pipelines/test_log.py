@@ -279,3 +279,26 @@ def test_the_log_may_be_a_relative_path(ingest, tmp_path: Path, monkeypatch: pyt
     whole, _ = ingest()
     monkeypatch.chdir(tmp_path)
     assert canonical_events(load_dataset("shop.yaml"), Path("log.parquet"))[0].equals(whole)
+
+
+def write_csv(path: Path, rows: list[tuple]) -> None:
+    path.write_text("\n".join([",".join(COLUMNS), *(",".join(str(value or "") for value in row) for row in rows)]))
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+@pytest.mark.parametrize(
+    ("name", "matched"), [("log[1]", "log1"), ("l*g", "lag"), ("log?", "log2"), ("[!a]", "b"), ("**", "c")]
+)
+def test_a_path_is_no_pattern(tmp_path: Path, suffix: str, name: str, matched: str) -> None:
+    """Neither a file's name nor a folder's; DuckDB would read the other one."""
+    write = write_csv if suffix == ".csv" else lambda path, rows: pq.write_table(as_table(rows), path)
+    for folder, kind in ((name, "buy"), (matched, "view")):
+        (tmp_path / folder).mkdir()
+        for file in (name, matched):
+            write(tmp_path / folder / f"{file}{suffix}", [("anna", 7, kind, JANUARY + HOUR, 2.5, file)])
+    (tmp_path / "shop.yaml").write_text(shop_yaml())
+    dataset = load_dataset(str(tmp_path / "shop.yaml"))
+    events, _ = canonical_events(dataset, tmp_path / name / f"{name}{suffix}")
+    assert events["kind"].to_pylist() == ["buy"] and events["item_title"].to_pylist() == [name]
+    events, _ = canonical_events(dataset, tmp_path / name)
+    assert events["kind"].to_pylist() == ["buy", "buy"] and set(events["item_title"].to_pylist()) == {name, matched}
