@@ -15,12 +15,13 @@ import pyarrow as pa
 
 from pipelines.contracts.errors import InvalidConfig, InvalidEvents
 from pipelines.contracts.ids import as_ids
+from pipelines.contracts.lineage import Lineage
 from pipelines.dataset import Dataset
 from pipelines.events import SCHEMA, EventFacts, events_schema
 from pipelines.row_expressions import BARE_WORD, what_is_cast
 from pipelines.text_log import CSV_SUFFIXES, TypedColumn, csv_error, quoted, read_csv_files, text, typed_column
 
-__all__ = ["canonical_events"]
+__all__ = ["canonical_events", "log_lineage"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def canonical_events(dataset: Dataset, source: Path | None = None) -> tuple[pa.T
         source: the log, if not the one the data set names.
 
     Returns:
-        Events of schema `pipelines.events.events_schema`, sorted; and the facts, still without the file's hash.
+        Events of schema `pipelines.events.events_schema`, sorted; and the facts.
 
     Raises:
         InvalidConfig: no source was given, or an expression cannot be understood.
@@ -53,7 +54,7 @@ def canonical_events(dataset: Dataset, source: Path | None = None) -> tuple[pa.T
     with duckdb.connect(config=NO_EXTENSIONS) as database:
         database.execute("SET TimeZone = 'UTC'")
         database.execute("SET preserve_insertion_order = false")
-        log = _Log(database, dataset, source or dataset.source)
+        log = _Log(database, dataset, _source(dataset, source))
         log.open()
         log.confine()
         log.cast()
@@ -81,6 +82,23 @@ def canonical_events(dataset: Dataset, source: Path | None = None) -> tuple[pa.T
     return events.cast(schema), facts
 
 
+def log_lineage(dataset: Dataset, source: Path | None = None) -> Lineage:
+    """The files of a log, by their content; raises as `canonical_events` does if there are none."""
+    path = _source(dataset, source)
+    files = _files(path)
+    return Lineage.of(f"the log {path}", files, within=path if path.is_dir() else path.parent)
+
+
+def _source(dataset: Dataset, source: Path | None) -> Path:
+    path = source if source is not None else dataset.source
+    if path is None:
+        raise InvalidConfig(
+            f"the log of {dataset.name}", expected="its path", got="none",
+            remedy="Give it with --source; this data set does not come with the project.",
+        )
+    return path
+
+
 class _Log:
     """The steps, in the order of `canonical_events`, over one DuckDB connection.
 
@@ -89,13 +107,8 @@ class _Log:
     ```
     """
 
-    def __init__(self, database: duckdb.DuckDBPyConnection, dataset: Dataset, path: Path | None) -> None:
+    def __init__(self, database: duckdb.DuckDBPyConnection, dataset: Dataset, path: Path) -> None:
         self.database, self.dataset, self.layout = database, dataset, dataset.log
-        if path is None:
-            raise InvalidConfig(
-                f"the log of {dataset.name}", expected="its path", got="none",
-                remedy="Give it with --source; this data set does not come with the project.",
-            )
         self.path = path
         self.types: dict[str, str] = {}
         self.rows_read = 0

@@ -85,6 +85,9 @@ class Workspace:
         """Folder of `user_context.parquet`, `item_context.parquet`, `user_item_context.parquet`."""
         return self.root / "views"
 
+    def view(self, name: str) -> Path:
+        return self.views / f"{name}.parquet"
+
     def run(self, name: str) -> Run:
         return Run(self.root / "runs" / name)
 
