@@ -76,10 +76,7 @@ class _Part:
     def remake(self, events: Lineage) -> None:
         self.lineage.unlink(missing_ok=True)
         self.make()
-        files = [file for file in self.path.rglob("*") if file.is_file()] if self.path.is_dir() else [self.path]
-        Lineage.of(
-            self.what, files, within=self.lineage.parent, settings=self.settings, inputs={"events": events}
-        ).write(self.lineage)
+        Lineage.record(self.what, self.path, settings=self.settings, inputs={"events": events})
 
 
 def prepare_views(workspace: Workspace, dataset: Dataset, *, engine: str = "duckdb", force: bool = False) -> bool:

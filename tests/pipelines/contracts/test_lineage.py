@@ -71,15 +71,73 @@ def test_files_that_are_not_those_that_were_made(tmp_path) -> None:
         Lineage.read(path, stage="prepare")
 
 
+def entry(what: str, *, files: dict | None = None, **inputs: object) -> dict:
+    return {"what": what, "files": files or {}, "settings": {}, "inputs": inputs}
+
+
+def test_each_artefact_is_written_once(tmp_path) -> None:
+    log = artefact(tmp_path, "log")
+    events = artefact(tmp_path, "events", inputs={"log": log})
+    pairs, graph = (artefact(tmp_path, name, inputs={"events": events}) for name in ("pairs", "graph"))
+    ranker = artefact(tmp_path, "ranker", inputs={"pairs": pairs, "graph": graph})
+    written = ranker.to_dict()["artefacts"]
+    assert [each["what"] for each in written] == ["log", "events", "graph", "pairs", "ranker"]
+    assert [each["inputs"] for each in written[1:]] == [
+        {"log": 0}, {"events": 1}, {"events": 1}, {"graph": 2, "pairs": 3}
+    ]
+    assert Lineage.from_dict(ranker.to_dict(), where="here") == ranker
+    many = artefact(tmp_path, "many")
+    for depth in range(60):
+        many = artefact(tmp_path, f"many{depth}", inputs={"one": many, "other": many})
+    assert len(many.to_dict()["artefacts"]) == 61
+
+
+def test_a_cause_of_several_changes_is_said_once(tmp_path) -> None:
+    def ranker(content: str, zone: str) -> Lineage:
+        events = artefact(tmp_path, "events", content, settings={"zone": zone})
+        inputs = {name: artefact(tmp_path, name, content + name, inputs={"events": events}) for name in ("a", "b")}
+        return artefact(tmp_path, "ranker", inputs=inputs)
+
+    old, new = ranker("one", "UTC"), ranker("two", "CET")
+    assert old.changes(inputs=new.inputs) == ['a (events (setting zone: "UTC", now "CET"))', "b (events)"]
+
+
 @pytest.mark.parametrize(
-    "text",
+    "artefacts",
     [
-        "{", "[]", "{}", json.dumps({"what": 1, "files": {}, "settings": {}, "inputs": {}}),
-        json.dumps({"what": "x", "files": {}, "settings": {}, "inputs": {"log": {"what": "y"}}}),
+        None, {}, [], [{}], [entry(1)], [entry("x", files={"a": "b"})], [entry("x", log=0)], [entry("x", log=-1)],
+        [entry("x", log=1)], [entry("y"), entry("x", log=True)], [entry("y"), entry("x", log="0")],
+        [entry("y"), entry("x")], [entry("x"), entry("y", log=0), entry("x")],
+        [entry("y"), entry("y"), entry("x", a=1)],
+        [entry("x") | {"more": 1}],
+        [entry("0"), *(entry(str(number), log=number - 1) for number in range(1, 3_000))],
     ],
+    ids=lambda artefacts: str(artefacts)[:60],
 )
-def test_what_is_no_lineage(tmp_path, text: str) -> None:
+def test_what_is_no_lineage(tmp_path, artefacts: object) -> None:
+    path = lineage_of(tmp_path / "pairs.parquet")
+    path.write_text(json.dumps({"artefacts": artefacts}))
+    with pytest.raises(StaleInput, match=r"pairs.lineage.json cannot be understood"):
+        Lineage.read(path, stage="prepare")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"artefacts": [], "more": 1}', "[" * 10_000])
+def test_a_file_that_is_no_lineage(tmp_path, text: str) -> None:
     path = lineage_of(tmp_path / "pairs.parquet")
     path.write_text(text)
     with pytest.raises(StaleInput, match=r"pairs.lineage.json cannot be understood"):
         Lineage.read(path, stage="prepare")
+
+
+def test_a_folder_is_recorded_with_all_its_files_or_with_some(tmp_path) -> None:
+    folder = tmp_path / "graph"
+    (folder / "deep").mkdir(parents=True)
+    for name in ("nodes", "deep/edges"):
+        (folder / name).write_text(name)
+    made = Lineage.record("graph", folder, settings={"a": 1})
+    assert set(made.files) == {"graph/nodes", "graph/deep/edges"}
+    assert Lineage.read(tmp_path / "graph.lineage.json", stage="prepare") == made
+    assert set(Lineage.record("graph", folder, files=[folder / "nodes"]).files) == {"graph/nodes"}
+    (folder / "deep" / "edges").unlink()
+    read = Lineage.read(lineage_of(folder), stage="prepare")
+    assert read.files == {"graph/nodes": made.files["graph/nodes"]}
