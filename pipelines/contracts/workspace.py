@@ -23,9 +23,12 @@ class Run:
       pairs.parquet      user, item, event_timestamp        pretraining window
       graph/             nodes.parquet, edges.parquet, relations.json
       examples.parquet   fold, user, item, event_timestamp, one column per task (null: no label)
+      context.npz        the examples joined with the context views
       facets/<facet>-s<seed>/          user.safetensors, item.safetensors, metrics.json
       rankers/<arm>-s<seed>/           tables/<table>.safetensors, upper/, metrics.json
     ```
+
+    Beside each but `run.json` lies its lineage (pipelines.contracts.lineage).
     """
 
     directory: Path
@@ -49,6 +52,10 @@ class Run:
     @property
     def examples(self) -> Path:
         return self.directory / "examples.parquet"
+
+    @property
+    def context(self) -> Path:
+        return self.directory / "context.npz"
 
     def facet(self, facet: str, seed: int) -> Path:
         return self.directory / "facets" / f"{facet}-s{seed}"
