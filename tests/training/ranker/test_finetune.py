@@ -200,9 +200,10 @@ def test_a_crash_leaves_no_half_written_ranker(world, small, monkeypatch):
         (directory / "half").touch()
         raise OSError("no space left on device")
 
+    run_arm(world, replace(small, epochs=1))
     monkeypatch.setattr(TrainedRanker, "save", crash)
     with pytest.raises(OSError, match="no space"):
-        run_arm(world, replace(small, epochs=1))
+        run_arm(world, replace(small, epochs=1, dense_learning_rate=0.01))
     assert not list((world.run.directory / "rankers").iterdir())
 
 
