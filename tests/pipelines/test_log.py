@@ -347,6 +347,14 @@ def test_a_time_in_a_form_of_its_own(ingest_csv) -> None:
         ingest_csv(HEADER + lines, **own, types="{what: integer, price: number, millis: time}")
 
 
+def test_a_csv_of_another_layout(ingest_csv) -> None:
+    content = f"a;7;view;{JANUARY};2,5;'x;y'\nb;8;buy;{JANUARY};none;\n"
+    names = ", ".join(COLUMNS)
+    form = f"{{delimiter: ;, quote: \"'\", decimal: ',', nulls: ['', none], names: [{names}]}}"
+    events, _ = ingest_csv(content, csv=form)
+    assert events["item_price"].to_pylist() == [2.5, None] and events["item_title"].to_pylist() == ["x;y", None]
+
+
 def test_what_is_no_csv_is_named(ingest_csv) -> None:
     line = f"a,7,view,{JANUARY},1.0,x\n"
     with pytest.raises(InvalidEvents, match=r"cannot be read.*Line: 3; Original Line: a,7; .*Found: 2; file =.*1\.csv"):
