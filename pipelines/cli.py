@@ -18,8 +18,8 @@ __all__ = ["facet", "main", "run"]
 
 # In the order of the way through, which is also the order in which --help lists them.
 STAGES = (
-    "demo", "ingest", "prepare", "pretrain", "finetune", "evaluate", "quantize", "publish", "versions", "audit",
-    "serve", "load", "rollout", "status", "token", "retire", "gc",
+    "demo", "ingest", "prepare", "pretrain", "finetune", "evaluate", "quantize", "publish", "versions", "lineage",
+    "audit", "serve", "load", "rollout", "status", "token", "retire", "gc",
 )
 
 

@@ -11,8 +11,9 @@ from pipelines.contracts.errors import InvalidConfig
 from pipelines.contracts.strict import build, read_yaml
 from pipelines.contracts.windows import Window, Windows
 from pipelines.relations import RELATION_TYPES, Relation
-from pipelines.row_expressions import require_expressions, require_types
+from pipelines.row_expressions import require_expressions
 from pipelines.tasks import Followed, Sampled
+from pipelines.text_log import TextFormat, quoted, typed_column
 
 __all__ = ["OPTIONAL_COLUMNS", "REQUIRED_COLUMNS", "SURFACES", "Dataset", "LogLayout", "known_datasets", "load_dataset"]
 
@@ -33,6 +34,8 @@ class LogLayout:
 
     Attributes:
         columns: canonical column -> expression.
+        ids: user and item -> `integer`, whose ids are kept, or `text`, which is hashed. Declared, because an id that is
+            text in one log and a number in another would be two ids.
         kinds: event kind -> surface.
         time_range: first day and day after the last (UTC) that are plausible.
         text: name of a text attribute (`user_…` or `item_…`) -> expression.
@@ -40,17 +43,20 @@ class LogLayout:
         drop: reason -> condition of the rows to leave out.
         max_duplicate_share: rows equal to another in every column are dropped up to this share and refused above it;
             None keeps them.
-        csv_types: column of a CSV file -> its type, where it must not be guessed.
+        csv: how the text of a CSV log is laid out.
+        types: column of text -> what it holds (`pipelines.text_log.typed_column`); others stay text.
     """
 
     columns: dict[str, str]
+    ids: dict[str, str]
     kinds: dict[str, str]
     time_range: Window
     text: dict[str, str] = field(default_factory=dict)
     number: dict[str, str] = field(default_factory=dict)
     drop: dict[str, str] = field(default_factory=dict)
     max_duplicate_share: float | None = 0.0
-    csv_types: dict[str, str] = field(default_factory=dict)
+    csv: TextFormat = field(default_factory=TextFormat)
+    types: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         allowed = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
@@ -58,6 +64,8 @@ class LogLayout:
             raise _refusal("log.columns: missing column", f"an expression for each of {REQUIRED_COLUMNS}", missing)
         if unknown := [name for name in self.columns if name not in allowed]:
             raise _refusal("log.columns: unknown column", f"some of {allowed}", unknown)
+        if sorted(self.ids) != ["item", "user"] or not {*self.ids.values()} <= {"integer", "text"}:
+            raise _refusal("log.ids", "integer or text for user and item each", self.ids)
         if bad := [name for name in (*self.text, *self.number) if not name.startswith(("user_", "item_"))]:
             raise _refusal("log: attribute without an owner", "names that start with user_ or item_", bad)
         if both := sorted(self.text.keys() & self.number.keys()):
@@ -73,7 +81,8 @@ class LogLayout:
                 for name, expression in getattr(self, section).items()
             }
         )
-        require_types({f"log.csv_types.{column}": kind for column, kind in self.csv_types.items()})
+        for column, declared in self.types.items():
+            typed_column(quoted(column), declared)
 
 
 @dataclass(frozen=True)
@@ -124,9 +133,9 @@ class _File:
     log: Any
     context_kinds: tuple[str, ...]
     pair_kinds: tuple[str, ...]
-    tasks: Any
-    runs: Any
-    graph: Any
+    tasks: dict[str, Any]
+    runs: dict[str, Any]
+    graph: dict[str, Any]
     source: str | None = None
 
 
@@ -177,7 +186,7 @@ def _parse(raw: dict[str, Any], reference: str, home: Path) -> Dataset:
         context_kinds=file.context_kinds,
         pair_kinds=file.pair_kinds,
         tasks=tasks,
-        runs={str(name): Windows.from_dict(windows) for name, windows in _entries(file.runs, "runs").items()},
+        runs={name: Windows.from_dict(windows) for name, windows in _entries(file.runs, "runs").items()},
         relations=relations,
     )
     _check_together(dataset)
@@ -244,8 +253,8 @@ def _typed(types: dict[str, type], raw: Any, where: str) -> Any:
     return build(types[name], values, where=where, manual=MANUAL)
 
 
-def _entries(raw: Any, where: str) -> dict[str, Any]:
-    if not isinstance(raw, dict) or not raw:
+def _entries(raw: dict[str, Any], where: str) -> dict[str, Any]:
+    if not raw:
         raise _refusal(where, "at least one named entry", raw)
     return raw
 

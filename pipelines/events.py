@@ -1,6 +1,7 @@
 """Canonical events: the one shape every log becomes, and the facts written beside it."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,15 @@ import pyarrow.parquet as pq
 from ibis import BaseBackend
 
 from pipelines.backend import write_parquet
-from pipelines.contracts.durable import replacing_file, require_writable, sha256_of
+from pipelines.contracts.durable import replacing_file, require_writable
 from pipelines.contracts.errors import InvalidEvents, NotPrepared
+from pipelines.contracts.lineage import Lineage, lineage_of
 from pipelines.contracts.workspace import Workspace
 
-__all__ = ["SCHEMA", "TIME", "TIMESTAMP", "EventFacts", "events_schema", "read_events", "read_facts", "write_events"]
+__all__ = [
+    "SCHEMA", "TIME", "TIMESTAMP", "EventFacts", "events_lineage", "events_schema", "read_events", "read_facts",
+    "write_events",
+]
 
 TIME = pa.timestamp("us", tz="UTC")
 """Type of every time in a file."""
@@ -50,7 +55,6 @@ class EventFacts:
         kinds: kind -> rows.
         first, last: times of the first and the last event, ISO 8601.
         columns: names of the columns of the events.
-        sha256: hash of the events file.
     """
 
     dataset: str
@@ -64,7 +68,6 @@ class EventFacts:
     first: str
     last: str
     columns: list[str]
-    sha256: str = ""
 
 
 def events_schema(*, session: bool, text: list[str], number: list[str]) -> pa.Schema:
@@ -78,25 +81,39 @@ def _facts_path(workspace: Workspace) -> Path:
     return workspace.events.with_suffix(".json")
 
 
-def write_events(events: pa.Table, facts: EventFacts, workspace: Workspace) -> EventFacts:
-    """Write `events.parquet`, then `events.json`; without the second the first does not count as whole.
+def write_events(
+    events: pa.Table, facts: EventFacts, workspace: Workspace, *, log: Lineage, settings: Mapping[str, Any]
+) -> None:
+    """Write `events.parquet`, `events.json` and, last, their lineage; without it they do not count as whole.
 
-    Returns:
-        The facts with the file's hash.
+    Args:
+        log: lineage of the log's files.
+        settings: how the log was read.
     """
     require_writable(workspace.root)
-    _facts_path(workspace).unlink(missing_ok=True)
+    lineage_of(workspace.events).unlink(missing_ok=True)
     write_parquet(events, workspace.events, events.schema)
-    facts = EventFacts(**{**asdict(facts), "sha256": sha256_of(workspace.events)})
     with replacing_file(_facts_path(workspace)) as staging:
         staging.write_text(json.dumps(asdict(facts), indent=1))
-    return facts
+    Lineage.of(
+        "the events", [workspace.events], within=workspace.root, settings=settings, inputs={"log": log}
+    ).write(lineage_of(workspace.events))
+
+
+def events_lineage(workspace: Workspace) -> Lineage:
+    """What the workspace's events were made from.
+
+    Raises:
+        NotPrepared: no ingestion finished here.
+        StaleInput: the file is not the one that was written.
+    """
+    return Lineage.read(lineage_of(workspace.events), stage="ingest")
 
 
 def read_facts(workspace: Workspace) -> EventFacts:
     """Facts of the workspace's events; raises `NotPrepared` if no ingestion finished here."""
     path = _facts_path(workspace)
-    if not path.is_file() or not workspace.events.is_file():
+    if not all(each.is_file() for each in (path, workspace.events, lineage_of(workspace.events))):
         raise NotPrepared(
             f"no events in {workspace.root}", expected=f"{workspace.events.name} and {path.name}", got="nothing",
             remedy="Run `facet ingest` first.",

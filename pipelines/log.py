@@ -5,6 +5,7 @@ This is the one place that runs DuckDB's own SQL, because the YAML's expressions
 before anything is written.
 """
 
+import glob
 import logging
 from pathlib import Path
 
@@ -14,16 +15,21 @@ import pyarrow as pa
 
 from pipelines.contracts.errors import InvalidConfig, InvalidEvents
 from pipelines.contracts.ids import as_ids
+from pipelines.contracts.lineage import Lineage
 from pipelines.dataset import Dataset
 from pipelines.events import SCHEMA, EventFacts, events_schema
-from pipelines.row_expressions import BARE_WORD
+from pipelines.row_expressions import BARE_WORD, what_is_cast
+from pipelines.text_log import CSV_SUFFIXES, TypedColumn, csv_error, quoted, read_csv_files, text, typed_column
 
-__all__ = ["canonical_events"]
+__all__ = ["canonical_events", "log_lineage"]
 
 logger = logging.getLogger(__name__)
 
+ABOUT_IDS = (
+    "Correct `ids` or, for a CSV log, `types` in the data set's YAML. Ids stored as floating point numbers are no "
+    "longer those that they were, from 2^53 on: export the log with whole numbers or text, or keep a CSV column text."
+)
 DUPLICATE = "duplicate row"
-CSV_SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "HUGEINT"}
 NO_EXTENSIONS = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
 """DuckDB would otherwise fetch and load code for a function or a file that it knows by name only."""
@@ -38,7 +44,7 @@ def canonical_events(dataset: Dataset, source: Path | None = None) -> tuple[pa.T
         source: the log, if not the one the data set names.
 
     Returns:
-        Events of schema `pipelines.events.events_schema`, sorted; and the facts, still without the file's hash.
+        Events of schema `pipelines.events.events_schema`, sorted; and the facts.
 
     Raises:
         InvalidConfig: no source was given, or an expression cannot be understood.
@@ -48,7 +54,7 @@ def canonical_events(dataset: Dataset, source: Path | None = None) -> tuple[pa.T
     with duckdb.connect(config=NO_EXTENSIONS) as database:
         database.execute("SET TimeZone = 'UTC'")
         database.execute("SET preserve_insertion_order = false")
-        log = _Log(database, dataset, source or dataset.source)
+        log = _Log(database, dataset, _source(dataset, source))
         log.open()
         log.confine()
         log.cast()
@@ -76,6 +82,23 @@ def canonical_events(dataset: Dataset, source: Path | None = None) -> tuple[pa.T
     return events.cast(schema), facts
 
 
+def log_lineage(dataset: Dataset, source: Path | None = None) -> Lineage:
+    """The files of a log, by their content; raises as `canonical_events` does if there are none."""
+    path = _source(dataset, source)
+    files = _files(path)
+    return Lineage.of(f"the log {path}", files, within=path if path.is_dir() else path.parent)
+
+
+def _source(dataset: Dataset, source: Path | None) -> Path:
+    path = source if source is not None else dataset.source
+    if path is None:
+        raise InvalidConfig(
+            f"the log of {dataset.name}", expected="its path", got="none",
+            remedy="Give it with --source; this data set does not come with the project.",
+        )
+    return path
+
+
 class _Log:
     """The steps, in the order of `canonical_events`, over one DuckDB connection.
 
@@ -84,13 +107,8 @@ class _Log:
     ```
     """
 
-    def __init__(self, database: duckdb.DuckDBPyConnection, dataset: Dataset, path: Path | None) -> None:
+    def __init__(self, database: duckdb.DuckDBPyConnection, dataset: Dataset, path: Path) -> None:
         self.database, self.dataset, self.layout = database, dataset, dataset.log
-        if path is None:
-            raise InvalidConfig(
-                f"the log of {dataset.name}", expected="its path", got="none",
-                remedy="Give it with --source; this data set does not come with the project.",
-            )
         self.path = path
         self.types: dict[str, str] = {}
         self.rows_read = 0
@@ -102,27 +120,57 @@ class _Log:
         """Make the view `source` of the log's own columns."""
         files = _files(self.path)
         self.names = [str(file) for file in files]
+        self.patterns = [glob.escape(name) for name in self.names]  # DuckDB takes every path for a pattern
         try:
             if files[0].name.endswith(".parquet"):
-                relation = self.database.read_parquet(self.names, union_by_name=True)
+                raw = self.database.read_parquet(self.patterns, union_by_name=True)
             else:
-                # The whole file decides a column's type, so that no row can contradict the guess.
-                relation = self.database.read_csv(self.names, sample_size=-1, dtype=dict(self.layout.csv_types) or None)
-            relation.create_view("source")
-            self.source_columns = relation.columns
-            self.rows_read = self._scalar("SELECT count(*) FROM source")
+                raw = self.database.sql(read_csv_files(files, self.layout.csv))
+            raw.create_view("raw")
+            self.source_columns = raw.columns
+            typed = self._typed(dict(zip(raw.columns, map(str, raw.types), strict=True)))
+            values = ", ".join(f"{column.sql} AS {quoted(name)}" for name, column in typed.items())
+            self.database.execute(f"CREATE VIEW source AS SELECT *{f' REPLACE ({values})' * bool(typed)} FROM raw")
+            wrong = {name: f"{quoted(name)} IS NOT NULL AND {column.sql} IS NULL" for name, column in typed.items()}
+            counts = ", ".join(["count(*)", *(f"count(*) FILTER ({condition})" for condition in wrong.values())])
+            [(self.rows_read, *bad)] = self._rows(f"SELECT {counts} FROM raw")
         except duckdb.Error as error:
             raise InvalidEvents(
-                f"{self.path} cannot be read", expected="a Parquet or CSV log", got=_first_line(error),
-                remedy="Correct the file, or `csv_types` in the data set's YAML.",
+                f"{self.path} cannot be read", expected="a Parquet or CSV log", got=csv_error(error),
+                remedy="Correct the file, or `csv` in the data set's YAML.",
             ) from error
+        for name, count in zip(typed, bad, strict=True):
+            if count:
+                example = self._scalar(f"SELECT any_value({quoted(name)}) FROM raw WHERE {wrong[name]}")
+                raise self._refusal(
+                    f"column {name}", f"{typed[name].kind} in every row", f"another text in {count}: {example!r}",
+                    "Correct the log, or the column's entry under `types` or `csv.nulls` in the data set's YAML.",
+                )
         if self.rows_read == 0:
             raise self._refusal("the log is empty", "at least one row", "none", "Give another --source.")
         logger.info("%s: %d rows", self.path, self.rows_read)
 
+    def _typed(self, types: dict[str, str]) -> dict[str, TypedColumn]:
+        """The columns of text that the data set declares to be something else; Parquet's other columns have a type."""
+        typed = {}
+        for name, declared in self.layout.types.items():
+            if name not in types:
+                raise self._refusal(
+                    f"missing column {name}", f"what `types` names among the log's columns {list(types)}", "none",
+                    "Correct the log, or `types` in the data set's YAML.",
+                )
+            if types[name] == "VARCHAR":
+                typed[name] = typed_column(quoted(name), declared, decimal=self.layout.csv.decimal)
+            elif not _is(types[name], declared):
+                raise self._refusal(
+                    f"column {name}", f"{declared}, as `types` says", types[name],
+                    "Correct the log, or `types` in the data set's YAML.",
+                )
+        return typed
+
     def confine(self) -> None:
         """From here on no statement reaches a file but the log's, a variable of this process, a secret or a setting."""
-        self.database.execute("SET allowed_paths = ?", [self.names])
+        self.database.execute("SET allowed_paths = ?", [[*self.names, *self.patterns]])
         self.database.execute("SET enable_external_access = false")
         self.database.execute("SET lock_configuration = true")
 
@@ -130,21 +178,23 @@ class _Log:
         """Materialize `typed`: each canonical column in its type, `__reason` to leave the row out, `__bad` casts."""
         for name, expression in self.expressions.items():
             self.expressions[name], self.types[name] = self._bound(name, expression)
+        for name in self.layout.ids:
+            self._require_exact(name, self.layout.columns[name])
         wanted = {name: self._wanted(name) for name in self.expressions}
         reason = "CAST(NULL AS VARCHAR)"
         if self.layout.drop:
             rules = []
             for name, expression in self.layout.drop.items():
                 condition, _ = self._bound(f"drop rule '{name}'", expression)
-                rules.append(f"WHEN {condition} THEN {_text(name)}")
+                rules.append(f"WHEN {condition} THEN {text(name)}")
             reason = f"CASE {' '.join(rules)} END"
         columns, bad = [], []
         for name, kind in wanted.items():
             raw = self.expressions[name]
-            cast = f"TRY_CAST({raw} AS {kind})"
-            columns.append(f"{cast} AS {_quoted(name)}")
-            bad.append(f"WHEN {raw} IS NOT NULL AND {cast} IS NULL THEN {_text(name)}")
-        own = ", ".join(_quoted(column) for column in self.source_columns)
+            cast = _cast(raw, kind)
+            columns.append(f"{cast} AS {quoted(name)}")
+            bad.append(f"WHEN {raw} IS NOT NULL AND {cast} IS NULL THEN {text(name)}")
+        own = ", ".join(quoted(column) for column in self.source_columns)
         repeated = f"row_number() OVER (PARTITION BY {own})" if self.layout.max_duplicate_share is not None else "1"
         self._execute(
             f"CREATE TEMP TABLE typed AS SELECT {reason} AS __reason, {repeated} AS __copy, "
@@ -159,7 +209,7 @@ class _Log:
         if not BARE_WORD.fullmatch(expression):
             sql = f"({expression}\n)"  # a comment at its end reaches no further than itself
         elif expression in self.source_columns:
-            sql = _quoted(expression)
+            sql = quoted(expression)
         else:
             raise self._refusal(
                 f"missing column for {name}", f"`{expression}` among the log's columns", str(self.source_columns),
@@ -177,18 +227,28 @@ class _Log:
                 remedy="Correct the log, or the expression in the data set's YAML.",
             ) from error
 
+    def _require_exact(self, name: str, expression: str) -> None:
+        """Refuse ids that pass through floating point, where several of them become one number."""
+        if BARE_WORD.fullmatch(expression):
+            return
+        for part in what_is_cast(expression):
+            _, kind = self._bound(name, part)
+            if kind in ("FLOAT", "DOUBLE"):
+                raise self._refusal(
+                    f"wrong type of {name}", "integers or text all the way",
+                    f"`{part}`, which is {kind}, cast in `{' '.join(expression.split())}`", ABOUT_IDS,
+                )
+
     def _wanted(self, name: str) -> str:
         if name in TYPES:
             return TYPES[name]
+        if name in self.layout.ids:
+            declared, kind = self.layout.ids[name], self.types[name]
+            if kind != "VARCHAR" if declared == "text" else kind not in INTEGERS:
+                raise self._refusal(f"wrong type of {name}", f"{declared}, as `ids` says", kind, ABOUT_IDS)
+            return "VARCHAR" if declared == "text" else "BIGINT"
         if name in IDS:
-            if self.types[name] in INTEGERS:
-                return "BIGINT"
-            if self.types[name] == "VARCHAR":
-                return "VARCHAR"
-            raise self._refusal(
-                f"wrong type of {name}", "integers or text", self.types[name],
-                "Cast it in the data set's YAML, for instance CAST(x AS BIGINT).",
-            )
+            return "VARCHAR" if self.types[name] == "VARCHAR" else "BIGINT"
         return "VARCHAR" if name in self.layout.text else "DOUBLE"
 
     # ---- Leaving out ----
@@ -225,10 +285,11 @@ class _Log:
         for name, count in self._rows("SELECT __bad, count(*) FROM typed WHERE __bad IS NOT NULL GROUP BY 1"):
             example = self._scalar(
                 f"SELECT any_value(x) FROM (SELECT {self.expressions[name]} AS x FROM source) "
-                f"WHERE x IS NOT NULL AND TRY_CAST(x AS {self._wanted(name)}) IS NULL"
+                f"WHERE x IS NOT NULL AND {_cast('x', self._wanted(name))} IS NULL"
             )
             raise self._refusal(
-                f"wrong type of {name}", f"{self._wanted(name)} in every row",
+                f"wrong type of {name}",
+                f"{'a finite ' * (self._wanted(name) == 'DOUBLE')}{self._wanted(name)} in every row",
                 f"{self.types[name]} that does not fit in {count} rows, such as {example!r}",
                 "Correct the log, or cast or drop these rows in the data set's YAML.",
             )
@@ -238,7 +299,7 @@ class _Log:
                     f"null {name}", "a value in every row", f"{count} rows without",
                     "Correct the log, or name such rows under `drop` in the data set's YAML.",
                 )
-        known = ", ".join(_text(kind) for kind in self.layout.kinds)
+        known = ", ".join(text(kind) for kind in self.layout.kinds)
         if unknown := self._rows(f"SELECT DISTINCT kind FROM typed WHERE kind NOT IN ({known}) ORDER BY 1"):
             raise self._refusal(
                 "unknown kind of event", f"one of {sorted(self.layout.kinds)}", str([kind for kind, in unknown[:5]]),
@@ -261,19 +322,19 @@ class _Log:
 
     def events(self) -> pa.Table:
         """The rows left, with integer ids and surfaces, in canonical order."""
-        surfaces = [f"WHEN {_text(kind)} THEN {_text(surface)}" for kind, surface in self.layout.kinds.items()]
+        surfaces = [f"WHEN {text(kind)} THEN {text(surface)}" for kind, surface in self.layout.kinds.items()]
         computed = {"surface": f"CASE kind {' '.join(surfaces)} END"}
         if "value" not in self.expressions:
             computed["value"] = "CAST(NULL AS DOUBLE)"
         first = SCHEMA.names
         names = [*first, *(name for name in self.expressions if name not in first)]
-        columns = [f"{computed.get(name, _quoted(name))} AS {_quoted(name)}" for name in names]
+        columns = [f"{computed.get(name, quoted(name))} AS {quoted(name)}" for name in names]
         events = self.database.sql(f"SELECT {', '.join(columns)} FROM typed").to_arrow_table()
         for name in IDS:
             if name in events.column_names:
                 events = events.set_column(events.column_names.index(name), name, _id_column(events[name]))
         self.database.register("identified", events)
-        order = ", ".join(_quoted(name) for name in names)  # ties too, so that equal logs make equal files
+        order = ", ".join(quoted(name) for name in names)  # ties too, so that equal logs make equal files
         return self.database.sql(f"SELECT * FROM identified ORDER BY event_timestamp, {order}").to_arrow_table()
 
     def _execute(self, statement: str) -> None:
@@ -317,12 +378,21 @@ def _id_column(names: pa.ChunkedArray) -> pa.Array:
     return pa.array(ids, pa.int64(), mask=~present)
 
 
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
+def _cast(value: str, kind: str) -> str:
+    """Null for what is no value of the type, and for numbers that are not finite."""
+    cast = f"TRY_CAST({value} AS {kind})"
+    return f"CASE WHEN isfinite({cast}) THEN {cast} END" if kind == "DOUBLE" else cast
 
 
-def _text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"
+def _is(kind: str, declared: str) -> bool:
+    """Whether a column of Parquet is of the type that a data set declares."""
+    if declared == "text":
+        return False
+    if declared == "integer":
+        return kind in INTEGERS
+    if declared == "number":
+        return kind in {*INTEGERS, "FLOAT", "DOUBLE"} or kind.startswith("DECIMAL")
+    return kind == "DATE" or kind.startswith("TIMESTAMP")
 
 
 def _first_line(error: Exception) -> str:

@@ -1,27 +1,26 @@
 """Everything a run is made of, from canonical events: views, then pairs, graph and examples. Finished work is kept."""
 
-import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import ibis
-import pyarrow as pa
 from tqdm import tqdm
 
 from pipelines import views
 from pipelines.backend import connect, write_parquet
-from pipelines.contracts.durable import creating_directory, replacing_file, require_writable
-from pipelines.contracts.errors import InvalidConfig
+from pipelines.contracts.durable import creating_directory, require_writable
+from pipelines.contracts.errors import InvalidConfig, NotPrepared, StaleInput
+from pipelines.contracts.lineage import Lineage, lineage_of
 from pipelines.contracts.runspec import RunSpec
 from pipelines.contracts.windows import Windows
-from pipelines.contracts.workspace import Run, Workspace
+from pipelines.contracts.workspace import Workspace
 from pipelines.dataset import Dataset
-from pipelines.events import EventFacts, read_events, read_facts
+from pipelines.events import EventFacts, events_lineage, read_events, read_facts
 from pipelines.examples import examples, examples_schema
 from pipelines.graph import build_graph
 from pipelines.pairs import PAIRS_SCHEMA, contrastive_pairs, within
@@ -41,25 +40,47 @@ VIEWS: dict[str, Callable[[ibis.Table], ibis.Table]] = {
 
 
 @dataclass(frozen=True)
-class _Stamp:
-    """A file that names what the files beside it were made from; it is removed first and written last."""
+class _Part:
+    """Something that is made of the events, with its lineage.
 
+    The lineage is removed first and written last: without it, no later stage takes the part for whole.
+
+    Attributes:
+        what: its name, for people.
+        path: the file or folder.
+        make: writes it.
+        settings: what it depends on beside the events.
+    """
+
+    what: str
     path: Path
-    fingerprint: str
+    make: Callable[[], None]
+    settings: dict[str, Any]
 
-    def is_current(self) -> bool:
-        return self.path.is_file() and self.path.read_text().strip() == self.fingerprint
+    @property
+    def lineage(self) -> Path:
+        return lineage_of(self.path)
 
-    def clear(self) -> None:
-        self.path.unlink(missing_ok=True)
+    def is_current(self, events: Lineage) -> bool:
+        try:
+            made = Lineage.read(self.lineage, stage="prepare")
+        except (NotPrepared, StaleInput) as error:
+            if not isinstance(error, NotPrepared):
+                logger.info("%s", error)
+            return False
+        changes = made.changes(settings=self.settings, inputs={"events": events})
+        if changes:
+            logger.info("%s is made anew: %s", self.what, "; ".join(changes))
+        return not changes
 
-    def set(self) -> None:
-        with replacing_file(self.path) as staging:
-            staging.write_text(self.fingerprint + "\n")
+    def remake(self, events: Lineage) -> None:
+        self.lineage.unlink(missing_ok=True)
+        self.make()
+        Lineage.record(self.what, self.path, settings=self.settings, inputs={"events": events})
 
 
 def prepare_views(workspace: Workspace, dataset: Dataset, *, engine: str = "duckdb", force: bool = False) -> bool:
-    """Write the three context views, unless they are up to date.
+    """Write the three context views, as far as they are not up to date.
 
     Args:
         engine: one of `pipelines.backend.ENGINES`.
@@ -67,26 +88,31 @@ def prepare_views(workspace: Workspace, dataset: Dataset, *, engine: str = "duck
     Returns:
         Whether anything was written.
     """
-    facts = _facts(workspace, dataset)
-    stamp = _Stamp(workspace.views / "made-from", _fingerprint(facts.sha256, dataset.context_kinds))
-    if stamp.is_current() and not force:
-        logger.info("views are up to date")
-        return False
-    require_writable(workspace.views)
-    events = read_events(connect(engine), workspace)
-    counted = events.filter(events.kind.isin(dataset.context_kinds))
-    stamp.clear()
-    for name, view in tqdm(VIEWS.items(), desc="views", unit="view", disable=None):
-        rows = write_parquet(view(counted), workspace.views / f"{name}.parquet", views.VIEW_SCHEMAS[name])
-        logger.info("%s: %d rows", name, rows)
-    stamp.set()
-    return True
+    _require_events_of(workspace, dataset)
+    lineage, settings = events_lineage(workspace), {"format": FORMAT, "kinds": dataset.context_kinds}
+
+    def writer(name: str) -> Callable[[], None]:
+        def write() -> None:
+            events = read_events(connect(engine), workspace)
+            view = VIEWS[name](events.filter(events.kind.isin(dataset.context_kinds)))
+            rows = write_parquet(view, workspace.views / f"{name}.parquet", views.VIEW_SCHEMAS[name])
+            logger.info("%s: %d rows", name, rows)
+
+        return write
+
+    parts = [_Part(f"the view {name}", workspace.view(name), writer(name), settings) for name in VIEWS]
+    stale = [part for part in parts if force or not part.is_current(lineage)]
+    if stale:
+        require_writable(workspace.views)
+    for part in tqdm(stale, desc="views", unit="view", disable=None):
+        part.remake(lineage)
+    return bool(stale)
 
 
 def prepare_run(
     workspace: Workspace, dataset: Dataset, name: str, *, engine: str = "duckdb", force: bool = False, seed: int = 0
 ) -> bool:
-    """Write a run's pairs, graph, examples and `run.json`, unless they are up to date.
+    """Write a run's pairs, graph, examples and `run.json`, as far as they are not up to date.
 
     `run.json` is removed first and written last: without it, no later stage takes the run for prepared.
 
@@ -103,49 +129,71 @@ def prepare_run(
         InvalidConfig: unknown run, another data set's events, or a window without events.
     """
     windows = dataset.windows(name)
-    facts = _facts(workspace, dataset)
-    run = workspace.run(name)
-    definition = (windows.to_dict(), dataset.pair_kinds, repr(dataset.tasks), repr(dataset.relations))
-    stamp = _Stamp(run.directory / "made-from", _fingerprint(facts.sha256, *definition, seed))
-    if stamp.is_current() and not force:
+    facts = _require_events_of(workspace, dataset)
+    lineage, run = events_lineage(workspace), workspace.run(name)
+    spec = RunSpec(dataset.name, windows, tuple(dataset.tasks))
+
+    def events() -> ibis.Table:
+        return read_events(connect(engine), workspace)
+
+    def write_pairs() -> None:
+        pairs = contrastive_pairs(events(), kinds=dataset.pair_kinds, window=windows.pretrain)
+        write_parquet(pairs, run.pairs, PAIRS_SCHEMA)
+
+    def write_graph() -> None:
+        graph = build_graph(
+            events(), relations=dataset.relations, window=windows.pretrain, surfaces=dataset.log.kinds
+        )
+        shutil.rmtree(run.graph, ignore_errors=True)
+        with creating_directory(run.graph) as staging:
+            graph.write(staging)
+
+    def write_examples() -> None:
+        rows = examples(
+            events(), windows=windows, tasks=dataset.tasks, log_end=datetime.fromisoformat(facts.last), seed=seed
+        )
+        write_parquet(rows, run.examples, examples_schema(list(dataset.tasks)))
+
+    window = {"format": FORMAT, "window": windows.to_dict()["pretrain"]}
+    relations = {key: [type(each).__name__, asdict(each)] for key, each in dataset.relations.items()}
+    tasks = {key: [type(each).__name__, asdict(each)] for key, each in dataset.tasks.items()}
+    parts = [
+        _Part(f"pairs of run {name}", run.pairs, write_pairs, window | {"kinds": dataset.pair_kinds}),
+        _Part(
+            f"graph of run {name}", run.graph, write_graph,
+            window | {"relations": relations, "order": list(relations), "surfaces": dataset.log.kinds},
+        ),
+        _Part(
+            f"examples of run {name}", run.examples, write_examples,
+            {"format": FORMAT, "windows": windows.to_dict(), "tasks": tasks, "order": list(tasks), "seed": seed},
+        ),
+    ]
+    stale = [part for part in parts if force or not part.is_current(lineage)]
+    if not stale and run.spec.is_file() and RunSpec.read(run.spec) == spec:
         logger.info("run %s is up to date", name)
         return False
     require_writable(run.directory)
-    events = read_events(connect(engine), workspace)
-    _require_events(events, dataset, name, windows)
-    with tqdm(total=3, desc=f"run {name}", unit="part", disable=None) as progress:
-        pairs = contrastive_pairs(events, kinds=dataset.pair_kinds, window=windows.pretrain).to_pyarrow()
-        progress.update()
-        graph = build_graph(
-            events, relations=dataset.relations, window=windows.pretrain, surfaces=dataset.log.kinds
-        )
-        progress.update()
-        rows = examples(
-            events, windows=windows, tasks=dataset.tasks, log_end=datetime.fromisoformat(facts.last), seed=seed
-        )
-        progress.update()
-    stamp.clear()
+    _require_events(events(), dataset, name, windows)
     run.spec.unlink(missing_ok=True)
-    _write(run, pairs, graph, rows, list(dataset.tasks))
-    RunSpec(dataset.name, windows, tuple(dataset.tasks)).write(run.spec)
-    stamp.set()
+    for part in tqdm(stale, desc=f"run {name}", unit="part", disable=None):
+        part.remake(lineage)
+    spec.write(run.spec)
     return True
 
 
-def _write(run: Run, pairs: pa.Table, graph, rows: pa.Table, tasks: list[str]) -> None:
-    write_parquet(pairs, run.pairs, PAIRS_SCHEMA)
-    shutil.rmtree(run.graph, ignore_errors=True)
-    with creating_directory(run.graph) as staging:
-        graph.write(staging)
-    write_parquet(rows, run.examples, examples_schema(tasks))
-
-
-def _facts(workspace: Workspace, dataset: Dataset) -> EventFacts:
+def _require_events_of(workspace: Workspace, dataset: Dataset) -> EventFacts:
+    """Facts of the events, if they are this data set's, read as it says now."""
     facts = read_facts(workspace)
     if facts.dataset != dataset.name:
         raise InvalidConfig(
             f"events in {workspace.root}", expected=f"those of {dataset.name}", got=f"those of {facts.dataset}",
             remedy=f"Run `facet ingest --dataset {dataset.reference}`, or use another --workspace.",
+        )
+    made = events_lineage(workspace)
+    if changes := made.changes(settings=asdict(dataset.log), inputs=made.inputs):
+        raise StaleInput(
+            f"events in {workspace.root}", expected=f"those that `log` of {dataset.reference} makes of the log now",
+            got="; ".join(changes), remedy=f"Run `facet ingest --dataset {dataset.reference}` again.",
         )
     return facts
 
@@ -161,7 +209,3 @@ def _require_events(events: ibis.Table, dataset: Dataset, run: str, windows: Win
                 got=f"none from {window.start} to before {window.end}",
                 remedy="Correct the run's windows in the data set's YAML; `facet ingest` prints the span of the log.",
             )
-
-
-def _fingerprint(*parts: object) -> str:
-    return hashlib.sha256(json.dumps([FORMAT, *parts], default=list).encode()).hexdigest()

@@ -79,6 +79,7 @@ def publish(
             windows=release.windows,
             parents=tuple(sorted(set(parents))),
             tables=release.tables,
+            lineage=release.lineage,
             metrics=release.metrics,
             files=hashes,
         )
@@ -139,12 +140,12 @@ def _share_with(versions: VersionStore, parents: Collection[int], hashes: dict[s
 
 
 def _published_as(versions: VersionStore, release: Release) -> Manifest | None:
-    """The version of exactly the release's files. Hashes only what has the same size, the smallest first."""
+    """The version of the release's files and lineage. Hashes only what has the same size, the smallest first."""
     paths = {name: release.directory / name for name in release.files}
     names = sorted(paths, key=lambda name: paths[name].stat().st_size)
     for manifest in versions.manifests():
         theirs = versions.path(manifest.version)
-        if manifest.files.keys() == paths.keys() and all(
+        if manifest.lineage == release.lineage and manifest.files.keys() == paths.keys() and all(
             (theirs / name).is_file() and (theirs / name).stat().st_size == paths[name].stat().st_size for name in names
         ) and all(sha256_of(paths[name]) == manifest.files[name] for name in names):
             return manifest

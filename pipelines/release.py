@@ -2,7 +2,7 @@
 
 ```
 <release>/
-  release.json               dataset, as_of, windows, tables (specs), metrics
+  release.json               dataset, as_of, windows, tables (specs), metrics, lineage (of the ranker)
   tables/<table>.parquet     id int64 ascending · row fixed-size binary · event_timestamp = as_of
   upper/config.json, upper/model.safetensors
 ```
@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from pipelines.contracts.errors import IntegrityError, InvalidTable, NotPrepared
+from pipelines.contracts.lineage import Lineage
 from pipelines.contracts.manifest import Manifest
 from pipelines.contracts.rowcodec import codec
 from pipelines.contracts.spec import TableSpec
@@ -39,6 +40,7 @@ class Release:
 
     Attributes:
         as_of: end of the data it was trained on, UTC.
+        lineage: what the ranker was made from, down to the log.
     """
 
     directory: Path
@@ -47,6 +49,7 @@ class Release:
     windows: Windows
     tables: tuple[TableSpec, ...]
     metrics: dict[str, Any]
+    lineage: Lineage
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -63,8 +66,9 @@ class Release:
 
         Raises:
             NotPrepared: it is not there.
-            InvalidTable: it cannot be understood, names no table or names one twice; a file is missing.
-            InvalidConfig: a table spec or the windows are wrong in themselves.
+            InvalidTable: it cannot be understood, names no table or names one twice, or was trained on another data set
+                or windows than it says; a file is missing.
+            InvalidConfig: a table spec, the windows or the lineage are wrong in themselves.
         """
         path = directory / "release.json"
         if not path.is_file():
@@ -81,12 +85,16 @@ class Release:
             tables = tuple(TableSpec.from_dict(table, where=f"a table of {path}") for table in raw["tables"])
             if not tables or len({spec.name for spec in tables}) != len(tables):
                 raise ValueError(f"tables {[spec.name for spec in tables]}")
-            release = cls(directory, raw["dataset"], as_of, windows, tables, raw["metrics"])
+            lineage = Lineage.from_dict(raw["lineage"], where=f"the lineage of {path}")
+            release = cls(directory, raw["dataset"], as_of, windows, tables, raw["metrics"], lineage)
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidTable(
-                f"{path} cannot be understood", expected="dataset, as_of, windows, distinct tables and metrics",
+                f"{path} cannot be understood", expected="dataset, as_of, windows, distinct tables, metrics, lineage",
                 got=repr(error), remedy="Run `facet quantize` again.",
             ) from error
+        told = {"dataset": release.dataset, "windows": windows.to_dict()}
+        if changes := lineage.changes(settings=lineage.settings | told, inputs=lineage.inputs):
+            _refuse(f"the release {directory}", expected="what its ranker was trained with", got="; ".join(changes))
         for name in release.files:
             if not (directory / name).is_file():
                 _refuse(f"the release {directory}", expected=f"the file {name}", got="no file")

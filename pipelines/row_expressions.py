@@ -13,7 +13,7 @@ import duckdb
 
 from pipelines.contracts.errors import InvalidConfig
 
-__all__ = ["BARE_WORD", "require_expressions", "require_types"]
+__all__ = ["BARE_WORD", "require_expressions", "what_is_cast"]
 
 BARE_WORD = re.compile(r"[^\W\d]\w*")
 """A column's name as it stands, never SQL."""
@@ -50,15 +50,20 @@ def require_expressions(expressions: dict[str, str]) -> None:
                 )
 
 
-def require_types(types: dict[str, str]) -> None:
-    """Refuse what is not the name of a DuckDB type; `types` is key of the YAML -> text, as in `require_expressions`."""
-    for where, text in types.items():
-        try:
-            duckdb.sqltype(text)
-        except duckdb.Error as error:
-            raise InvalidConfig(
-                where, expected="a type of DuckDB, such as VARCHAR", got=f"`{text}`", remedy="Correct the type."
-            ) from error
+def what_is_cast(expression: str) -> list[str]:
+    """Each part of an expression whose type a cast changes, as SQL, the innermost last."""
+    with duckdb.connect() as database:
+
+        def ask(function: str, argument: str) -> str:
+            return database.execute(f"SELECT {function}(?)", [argument]).fetchone()[0]
+
+        statement = json.loads(ask("json_serialize_sql", f"SELECT ({expression}\n)"))
+        node = statement["statements"][0]["node"]
+        parts = []
+        for cast in [each for each in _nodes(node["select_list"]) if each["class"] == "CAST"]:
+            node["select_list"] = [cast["child"]]
+            parts.append(ask("json_deserialize_sql", json.dumps(statement)).removeprefix("SELECT "))
+        return parts
 
 
 class _Grammar:

@@ -65,10 +65,12 @@ def shop_yaml(**changes: str) -> str:
         "log": """
 log:
   columns: {user: who, item: what, kind: how, event_timestamp: epoch_ms(millis)}
+  ids: {user: text, item: text}
   text: {item_title: label}
   number: {item_price: price}
   kinds: {view: onsite, buy: offsite}
-  time_range: [2021-01-01, 2022-01-01]""",
+  time_range: [2021-01-01, 2022-01-01]
+  types: {millis: integer, price: number}""",
         "context_kinds": "context_kinds: [view, buy]",
         "pair_kinds": "pair_kinds: [view, buy]",
         "tasks": """

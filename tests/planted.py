@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from pipelines.contracts.runspec import RunSpec
 from pipelines.contracts.windows import Window, Windows
 from pipelines.contracts.workspace import Run, Workspace
+from tests.lineages import record_prepared
 
 __all__ = ["CLUSTERS", "CUT", "ITEMS", "USERS", "WINDOW_END", "item_ids", "planted_run", "user_ids"]
 
@@ -36,7 +37,7 @@ def item_ids() -> np.ndarray:
 
 
 def planted_run(root: Path, *, seed: int = 0) -> tuple[Workspace, Run]:
-    """A workspace with run `v1`: run.json, pairs.parquet and graph/, as `facet prepare` leaves them."""
+    """A workspace with run `v1`: run.json, pairs.parquet, graph/ and their lineages, as `facet prepare` leaves them."""
     workspace = Workspace(root / "var")
     run = workspace.run("v1")
     run.graph.mkdir(parents=True)
@@ -56,6 +57,7 @@ def planted_run(root: Path, *, seed: int = 0) -> tuple[Workspace, Run]:
     }
     pq.write_table(pa.table(pairs), run.pairs)
     write_graph(run.graph, user, item, moment)
+    record_prepared(workspace, run)
     return workspace, run
 
 

@@ -31,10 +31,11 @@ from pipelines.contracts.rowcodec import codec
 from pipelines.contracts.spec import TableSpec
 from pipelines.contracts.windows import Windows
 from pipelines.contracts.workspace import Workspace
+from tests.lineages import invented_ranker
 
 __all__ = [
     "AS_OF", "DIMS", "TASKS", "WIDE_RANGE", "FeastRepository", "entity_ids", "feast_apply", "float_rows",
-    "published_rows", "write_context_views", "write_release",
+    "published_rows", "retell_windows", "write_context_views", "write_release",
 ]
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -97,9 +98,18 @@ def write_release(
         "windows": WINDOWS.to_dict(),
         "tables": [spec.to_dict() for spec in specs],
         "metrics": {"auc": {task: 0.5 for task in TASKS}, "seed": seed},
+        "lineage": invented_ranker(dataset="synthetic", windows=WINDOWS, tasks=TASKS, seed=seed).to_dict(),
     }
     (directory / "release.json").write_text(json.dumps(release))
     return directory
+
+
+def retell_windows(release: Path, **windows: list[str]) -> None:
+    """Say in a release and its lineage that some of its windows were others."""
+    content = json.loads((release / "release.json").read_text())
+    for told in (content, content["lineage"]["artefacts"][-1]["settings"]):
+        told["windows"] |= windows
+    (release / "release.json").write_text(json.dumps(content))
 
 
 def write_table(path: Path, ids: np.ndarray, packed: np.ndarray, as_of: datetime) -> None:

@@ -221,7 +221,10 @@ def train_contrastive(
     for table in ("user", "item"):
         model.init_rows(table, std=config.init_std, seed=seed)
     measure = _Holdout(pairs, config, model, seed=seed)
-    settings = {"facet": "contrastive", "seed": seed, **asdict(config), "tables": asdict(tables), "ids": ids.describe()}
+    settings = {
+        "facet": "contrastive", "seed": seed, **asdict(config), "tables": asdict(tables), "ids": ids.describe(),
+        "vocabularies": ids.vocabularies_sha256(),
+    }
     fitting = Fitting(
         model, config.dense_learning_rate, directory.with_name(f"{directory.name}.partial.safetensors"),
         fingerprint_of({**settings, "epochs": None}, pairs.user, pairs.item),

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipelines.contracts.errors import IntegrityError, InvalidConfig
+from pipelines.contracts.errors import InvalidConfig
 from pipelines.contracts.idrule import IdRule
 from pipelines.contracts.workspace import Run, Workspace
 from training.config import load_section
 
-__all__ = ["ENTITIES", "IdsConfig", "RunIds", "load_ids", "require_same_ids"]
+__all__ = ["ENTITIES", "IdsConfig", "RunIds", "load_ids"]
 
 ENTITIES = ("user", "item")
 
@@ -89,45 +89,20 @@ class RunIds:
         return self.rule(kind).stored_ids(ids, vocabulary=self.vocabularies.get(kind, np.empty(0, np.int64)))
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """What two stages must agree on, as JSON: each entity's section, and the SHA-256 of its vocabulary."""
-        told = {entity: asdict(self.configs.get(entity, IdsConfig())) for entity in ENTITIES}
-        for entity, vocabulary in self.vocabularies.items():
-            told[entity]["vocabulary_sha256"] = hashlib.sha256(vocabulary.astype("<i8")).hexdigest()
-        return told
+        """What the configuration says and two stages must agree on, as JSON: each entity's section."""
+        return {entity: asdict(self.configs.get(entity, IdsConfig())) for entity in ENTITIES}
+
+    def vocabularies_sha256(self) -> dict[str, str]:
+        """What the run's pairs and graph say and two stages must agree on: entity -> SHA-256 of its vocabulary."""
+        return {
+            entity: hashlib.sha256(vocabulary.astype("<i8")).hexdigest()
+            for entity, vocabulary in self.vocabularies.items()
+        }
 
 
 def load_ids(override: Path | None = None) -> dict[str, IdsConfig]:
     """Sections `user_ids` and `item_ids` of the configuration, by entity."""
     return {entity: load_section(f"{entity}_ids", IdsConfig, override) for entity in ENTITIES}
-
-
-def require_same_ids(metrics_path: Path, ids: RunIds, *, pretrain: str) -> None:
-    """Refuse a facet whose rows belong to other stored ids than `ids` gives.
-
-    Args:
-        metrics_path: the facet's `metrics.json`; one that tells no rule was pretrained before there were any.
-        pretrain: the command that pretrains the facet.
-
-    Raises:
-        InvalidConfig: another rule, bucket count, seed, minimum or vocabulary.
-        IntegrityError: the file cannot be read.
-    """
-    try:
-        recorded = json.loads(metrics_path.read_text())["config"].get("ids", RunIds().describe())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise IntegrityError(
-            f"{metrics_path} cannot be read", expected="what `facet pretrain` wrote", got=repr(error),
-            remedy=f"Run `{pretrain} --force`.",
-        ) from error
-    wanted = ids.describe()
-    if recorded != wanted:
-        entity = next(entity for entity in ENTITIES if recorded.get(entity) != wanted[entity])
-        raise InvalidConfig(
-            f"id rule of {entity} in {metrics_path.parent}",
-            expected=f"{wanted[entity]}", got=f"{recorded.get(entity)}",
-            remedy=f"Its rows belong to other ids. Give the --config it was pretrained with, or run `{pretrain} "
-            "--force` with the new one.",
-        )
 
 
 def _frequent(workspace: Workspace, run: Run, entity: str, *, at_least: int) -> np.ndarray:

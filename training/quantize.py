@@ -12,16 +12,19 @@ import torch
 from tqdm import tqdm
 
 from pipelines.contracts.durable import creating_directory, require_writable
-from pipelines.contracts.errors import InvalidTable
+from pipelines.contracts.errors import InvalidTable, StaleInput
+from pipelines.contracts.lineage import Lineage, lineage_of
 from pipelines.contracts.manifest import Manifest
 from pipelines.contracts.rowcodec import codec, require_finite
-from pipelines.contracts.runspec import RunSpec
+from pipelines.contracts.runspec import FACETS
 from pipelines.contracts.spec import TableSpec
 from pipelines.contracts.table_file import write_table_file
 from pipelines.contracts.upper_files import save_upper_model
+from pipelines.contracts.windows import Windows
 from pipelines.contracts.workspace import Run, Workspace
+from training.facet_origin import current_facet
 from training.ranker.checkpoint import RankerTable, TrainedRanker, score
-from training.ranker.inputs import load_folds
+from training.ranker.inputs import Fold, fold_lineages, load_folds
 from training.ranker.metrics import task_aucs
 
 __all__ = ["pack_rows", "quantize", "quantized_table"]
@@ -83,25 +86,30 @@ def quantize(workspace: Workspace, run: Run, *, arm: str, seed: int, to: str) ->
     ```
     tables/<table>.parquet   id int64 ascending (stored ids), row fixed-size binary, event_timestamp
     upper/                   config.json, model.safetensors
-    release.json             dataset, as_of, windows, tables, metrics
+    release.json             dataset, as_of, windows, tables, metrics, lineage (the ranker's)
     ```
 
-    `as_of` is the end of the last window that touched a weight or chose one: validation.
+    Data set, windows and tasks are those that the ranker was trained with, whatever the run says by now. `as_of` is the
+    end of the last window that touched a weight or chose one: validation.
 
     Returns:
         The metrics of `release.json`: test ROC-AUC by task with fp32 rows and with the packed rows, bytes per row.
 
     Raises:
         NotPrepared: the ranker was not fine-tuned.
+        StaleInput: it was trained from other examples, context or facets than are there now, or a facet does not fit
+            the run; the message names it.
         InvalidTable: a table may not be published.
         InvalidConfig: an unknown quantization.
     """
     codec(to)
     directory = run.ranker(arm, seed)
-    workspace.require(directory / "metrics.json", f"finetune --run {run.name} --arm {arm} --seed {seed}")
+    stage = f"finetune --run {run.name} --arm {arm} --seed {seed}"
+    lineage = Lineage.read(lineage_of(directory), stage=stage)
+    test = _fitting_folds(workspace, run, lineage, seed=seed, stage=stage)["test"]
     ranker = TrainedRanker.load(directory)
-    spec = RunSpec.read(workspace.require(run.spec, "prepare"))
-    as_of = spec.windows.validation.end_time
+    tasks, windows = lineage.settings["tasks"], Windows.from_dict(lineage.settings["windows"])
+    as_of = windows.validation.end_time
     packed = {name: quantized_table(table, to) for name, table in ranker.tables.items()}
     tables = tuple(
         TableSpec(
@@ -114,10 +122,9 @@ def quantize(workspace: Workspace, run: Run, *, arm: str, seed: int, to: str) ->
         raise InvalidTable(
             f"tables of {directory}", expected="a row in one of them", got="none", remedy="Fine-tune again."
         )
-    test = load_folds(workspace, run)["test"]
     served = {name: table for name, (_, _, table) in packed.items()}
     auc = {
-        kind: task_aucs(spec.tasks, test.labels, score(rows, ranker.upper, test))
+        kind: task_aucs(tasks, test.labels, score(rows, ranker.upper, test))
         for kind, rows in (("fp32", ranker.tables), ("quantized", served))
     }
     row_bytes = sum(table.rows * table.row_bytes for table in tables)
@@ -126,17 +133,18 @@ def quantize(workspace: Workspace, run: Run, *, arm: str, seed: int, to: str) ->
         "seed": seed,
         "quantization": to,
         "auc": auc,
-        "auc_delta": {task: auc["quantized"][task] - auc["fp32"][task] for task in spec.tasks},
+        "auc_delta": {task: auc["quantized"][task] - auc["fp32"][task] for task in tasks},
         "rows": sum(table.rows for table in tables),
         "bytes_per_row": row_bytes / sum(table.rows for table in tables),
         "bytes_ratio_to_fp16": row_bytes / sum(table.rows * 2 * table.dim for table in tables),
     }
     release = {
-        "dataset": spec.dataset,
+        "dataset": lineage.settings["dataset"],
         "as_of": as_of.isoformat(),
-        "windows": spec.windows.to_dict(),
+        "windows": windows.to_dict(),
         "tables": [table.to_dict() for table in tables],
         "metrics": metrics,
+        "lineage": lineage.to_dict(),
     }
     require_writable(directory)
     shutil.rmtree(directory / to, ignore_errors=True)
@@ -150,6 +158,19 @@ def quantize(workspace: Workspace, run: Run, *, arm: str, seed: int, to: str) ->
         (staging / "release.json").write_text(json.dumps(release, indent=1))
     _log.info("%s: %d rows of %.1f bytes", directory / to, metrics["rows"], metrics["bytes_per_row"])
     return metrics
+
+
+def _fitting_folds(workspace: Workspace, run: Run, ranker: Lineage, *, seed: int, stage: str) -> dict[str, Fold]:
+    """The run's folds; raises `StaleInput` unless they and the facets are those that the ranker was trained from."""
+    facets = {facet: current_facet(workspace, run, facet, seed=seed) for facet in FACETS}
+    folds = load_folds(workspace, run, tasks=ranker.settings["tasks"])
+    inputs = {**fold_lineages(workspace, run), **facets}
+    if changes := ranker.changes(settings=ranker.settings, inputs=inputs):
+        raise StaleInput(
+            f"{ranker.what} was trained from something else", expected="what is there now", got="; ".join(changes),
+            remedy=f"Run `facet {stage}`, which trains it anew.",
+        )
+    return folds
 
 
 def _pack_chunk(rows: np.ndarray, quantization: str) -> np.ndarray:

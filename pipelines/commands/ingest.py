@@ -27,15 +27,18 @@ def ingest(workspace: Workspace, dataset: str, source: Path | None) -> None:
     For a log of your own, describe its columns in a YAML file; `pipelines/datasets/online_retail.yaml` is the manual.
     Writes events.parquet and events.json. A log that does not fit is refused before anything is written.
     """
+    from dataclasses import asdict
+
     from pipelines.contracts.durable import require_writable
     from pipelines.dataset import load_dataset
     from pipelines.events import write_events
-    from pipelines.log import canonical_events
+    from pipelines.log import canonical_events, log_lineage
 
     definition = load_dataset(dataset)
     require_writable(workspace.root)
+    log = log_lineage(definition, source)
     events, facts = canonical_events(definition, source)
-    facts = write_events(events, facts, workspace)
+    write_events(events, facts, workspace, log=log, settings=asdict(definition.log))
 
     click.echo(f"{facts.dataset}: {facts.rows_read:,} rows read")
     for reason, rows in facts.dropped.items():

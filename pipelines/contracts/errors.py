@@ -8,6 +8,7 @@ __all__ = [
     "InvalidEvents",
     "InvalidTable",
     "NotPrepared",
+    "StaleInput",
     "StalePretraining",
     "Unavailable",
     "VersionConflict",
@@ -69,6 +70,10 @@ class StalePretraining(FacetError):
 
 class NotPrepared(FacetError):
     """A stage whose input an earlier stage has not written yet."""
+
+
+class StaleInput(FacetError):
+    """An artefact that was made from something else than what is there now."""
 
 
 class Unavailable(FacetError):

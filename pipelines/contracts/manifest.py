@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from pipelines.contracts.errors import IntegrityError, InvalidConfig, VersionNotFound
+from pipelines.contracts.lineage import Lineage
 from pipelines.contracts.names import sha256_name, version_number
 from pipelines.contracts.sealed import read_sealed, write_sealed
 from pipelines.contracts.spec import TableSpec
@@ -19,7 +20,7 @@ from pipelines.contracts.windows import Windows
 __all__ = ["MANIFEST_NAME", "Manifest"]
 
 MANIFEST_NAME = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Manifest:
         windows: the run's four windows.
         parents: versions it was warm-started from.
         tables: one spec per table; table `item.kge` lies in `tables/item.kge.parquet` (id int64, row, event_timestamp).
+        lineage: what its ranker was made from, down to the log.
         metrics: what was measured before publishing.
         files: path inside the version -> SHA-256; every file but the manifest and its seal.
 
@@ -47,6 +49,7 @@ class Manifest:
     windows: Windows
     parents: tuple[int, ...]
     tables: tuple[TableSpec, ...]
+    lineage: Lineage
     metrics: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
 
@@ -92,6 +95,7 @@ class Manifest:
                 "windows": self.windows.to_dict(),
                 "parents": list(self.parents),
                 "tables": [spec.to_dict() for spec in self.tables],
+                "lineage": self.lineage.to_dict(),
                 "metrics": self.metrics,
                 "files": self.files,
             },
@@ -154,6 +158,7 @@ class Manifest:
                 "created_at": datetime.fromisoformat(written.created_at),
                 "as_of": datetime.fromisoformat(written.as_of),
                 "windows": Windows.from_dict(written.windows),
+                "lineage": Lineage.from_dict(written.lineage, where="manifest.lineage"),
             }
         )
 
@@ -190,6 +195,7 @@ class _Written:
     windows: dict[str, Any]
     parents: tuple[int, ...]
     tables: tuple[TableSpec, ...]
+    lineage: dict[str, Any]
     metrics: dict[str, Any]
     files: dict[str, str]
 

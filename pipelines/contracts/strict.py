@@ -3,11 +3,12 @@
 No unknown, missing or repeated key, no value of another type.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -25,7 +26,7 @@ def read_yaml(path: Path, *, secret: bool = False) -> dict[str, Any]:
         secret: whether errors are silent about what came, since a password might have been put there by mistake.
     """
     try:
-        raw = yaml.load(path.read_text(), _EachKeyOnce)
+        raw = yaml.load(path.read_text(), _Loader)
     except _Repeated as error:
         raise InvalidConfig(
             f"{path}, line {error.line}", expected="each key of a mapping once",
@@ -47,11 +48,19 @@ class _Repeated(Exception):
         self.key, self.line = key, line
 
 
-class _EachKeyOnce(yaml.SafeLoader):
-    """Of a key that stands twice in a mapping, PyYAML would keep the last.
+class _Written(int):
+    """A whole number of a YAML file, which is its text where text is expected."""
 
-    Keys are compared as text, which is what they become here: `1` and `"1"` are the same.
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2, of which PyYAML knows 1.1: `on` and `no` are text, `12:30` is no number, `1e-3` is one.
+
+    Whole numbers are those whose text can be had back from them; `007`, `0x1F` and `1_000` are text. A key that stands
+    twice in a mapping is refused, of which PyYAML would keep the last; keys are compared as the text that they become,
+    so that `1` and `"1"` are the same.
     """
+
+    yaml_implicit_resolvers: ClassVar[dict] = {}  # none of YAML 1.1's
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node, known = super().compose_mapping_node(anchor), set()
@@ -64,7 +73,22 @@ class _EachKeyOnce(yaml.SafeLoader):
         return node
 
 
-_PLACEHOLDERS = ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:value")
+_PLACEHOLDERS = ("tag:yaml.org,2002:merge",)
+_PLAIN = {
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", [*"tTfF"]),
+    "int": (r"0|-?[1-9][0-9]*", [*"-0123456789"]),
+    "float": (
+        r"[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))"
+        r"|\.(?:nan|NaN|NAN)", [*"-+.0123456789"],
+    ),
+    "timestamp": (r"[0-9]{4}-[0-9]{2}-[0-9]{2}", [*"0123456789"]),
+    "merge": (r"<<", ["<"]),
+}
+"""What is written without quotes and is no text: the type, its pattern, and the characters that it begins with."""
+for _name, (_pattern, _first) in _PLAIN.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(rf"(?:{_pattern})\Z"), _first)
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: _Written(loader.construct_scalar(node)))
 
 
 def build(section: type[Section], raw: Any, *, where: str, manual: str, secret: bool = False) -> Section:
@@ -72,7 +96,8 @@ def build(section: type[Section], raw: Any, *, where: str, manual: str, secret: 
 
     Args:
         section: a dataclass of str, int, float, bool, `tuple[str, ...]`, `dict[str, str]`, other such dataclasses and
-            optional fields. Its `__post_init__` may refuse values. What is such a dataclass already stays.
+            optional fields. Its `__post_init__` may refuse values. What is such a dataclass already stays. A whole
+            number of a YAML file is its text where text is expected, keys included.
         raw: what YAML or JSON gave.
         where: how an error names this place, such as `online_retail: graph.bought`.
         manual: the file that explains every key, for the remedy.
@@ -124,14 +149,19 @@ def _checked(value: Any, hint: Any, where: str, *, manual: str, secret: bool) ->
             return None
         hint = next(kind for kind in get_args(hint) if kind is not NoneType)
     if get_origin(hint) is tuple and isinstance(value, list):
-        return tuple(_checked(each, get_args(hint)[0], where, **told) for each in value)
+        return tuple(_checked(each, get_args(hint)[0], f"{where}[{at}]", **told) for at, each in enumerate(value))
     if get_origin(hint) is dict and isinstance(value, Mapping):
+        keys = [_checked(key, str, f"{where}: a key", **told) for key in value]
         return {
-            str(key): _checked(each, get_args(hint)[1], f"{where}.{key}", **told) for key, each in value.items()
+            key: _checked(each, get_args(hint)[1], f"{where}.{key}", **told)
+            for key, each in zip(keys, value.values(), strict=True)
         }
+    if isinstance(value, _Written):
+        value = str(value) if hint is str else int(value)
     if hint is float and type(value) is int:
         return float(value)
     if get_origin(hint) is not None or type(value) is not hint:
         name = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}.get(hint, str(hint))
-        raise InvalidConfig(where, expected=name, got=_shown(value, secret), remedy="Correct the value.")
+        remedy = "Put it in quotes, or correct it." if hint is str else "Correct the value."
+        raise InvalidConfig(where, expected=name, got=_shown(value, secret), remedy=remedy)
     return value

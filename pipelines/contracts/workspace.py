@@ -3,11 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.contracts.errors import NotPrepared
+from pipelines.contracts.errors import InvalidConfig, NotPrepared
 from pipelines.contracts.names import table_name
 from pipelines.contracts.version import VersionStore
 
 __all__ = ["Run", "Workspace"]
+
+WILDCARDS = "*?[]{}\\"
+"""Characters that DuckDB, Feast or Spark take for a pattern in a path, and would read other files for."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +23,12 @@ class Run:
       pairs.parquet      user, item, event_timestamp        pretraining window
       graph/             nodes.parquet, edges.parquet, relations.json
       examples.parquet   fold, user, item, event_timestamp, one column per task (null: no label)
+      context.npz        the examples joined with the context views
       facets/<facet>-s<seed>/          user.safetensors, item.safetensors, metrics.json
       rankers/<arm>-s<seed>/           tables/<table>.safetensors, upper/, metrics.json
     ```
+
+    Beside each but `run.json` lies its lineage (pipelines.contracts.lineage).
     """
 
     directory: Path
@@ -47,6 +53,10 @@ class Run:
     def examples(self) -> Path:
         return self.directory / "examples.parquet"
 
+    @property
+    def context(self) -> Path:
+        return self.directory / "context.npz"
+
     def facet(self, facet: str, seed: int) -> Path:
         return self.directory / "facets" / f"{facet}-s{seed}"
 
@@ -56,9 +66,21 @@ class Run:
 
 @dataclass(frozen=True)
 class Workspace:
-    """Root of all written state. By default `var/` beside `feature_repo/`."""
+    """Root of all written state. By default `var/` beside `feature_repo/`.
+
+    Raises:
+        InvalidConfig: its path would be read as a pattern.
+    """
 
     root: Path
+
+    def __post_init__(self) -> None:
+        for path in (self.root.absolute(), self.root.resolve()):
+            if found := [character for character in WILDCARDS if character in str(path)]:
+                raise InvalidConfig(
+                    f"the workspace {path}", expected=f"a path without {' '.join(WILDCARDS)}", got=" ".join(found),
+                    remedy="Rename the folder: DuckDB, Feast and Spark would read other folders' files.",
+                )
 
     @property
     def events(self) -> Path:
@@ -69,6 +91,9 @@ class Workspace:
     def views(self) -> Path:
         """Folder of `user_context.parquet`, `item_context.parquet`, `user_item_context.parquet`."""
         return self.root / "views"
+
+    def view(self, name: str) -> Path:
+        return self.views / f"{name}.parquet"
 
     def run(self, name: str) -> Run:
         return Run(self.root / "runs" / name)

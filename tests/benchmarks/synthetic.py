@@ -19,6 +19,7 @@ from pipelines.contracts.upper_files import save_upper_model
 from pipelines.contracts.upper_model import UpperModel
 from pipelines.contracts.workspace import Workspace
 from pipelines.publish import publish
+from tests.lineages import invented_ranker
 from tests.releases import AS_OF, TASKS, WINDOWS
 
 __all__ = ["DIM", "ROW_BYTES", "TABLE", "publish_synthetic", "record_batches", "table_file", "view_of"]
@@ -45,6 +46,7 @@ def publish_synthetic(workspace: Workspace, rows: int, *, seed: int = 0) -> Mani
     content = {
         "dataset": "synthetic", "as_of": AS_OF.isoformat(), "windows": WINDOWS.to_dict(),
         "tables": [spec.to_dict()], "metrics": {},
+        "lineage": invented_ranker(dataset="synthetic", windows=WINDOWS, tasks=TASKS).to_dict(),
     }
     (release / "release.json").write_text(json.dumps(content))
     manifest = publish(workspace, release)

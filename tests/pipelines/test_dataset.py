@@ -24,6 +24,15 @@ def test_three_data_sets_come_along() -> None:
     assert known_datasets() == ["alibaba2014", "globo", "online_retail"]
 
 
+def log(**changes: str) -> str:
+    """A `log` section in one line, some of its keys replaced or added."""
+    keys = {
+        "columns": "{user: a, item: b, kind: c, event_timestamp: d}", "ids": "{user: text, item: text}",
+        "kinds": "{view: onsite, buy: offsite}", "time_range": "[2021-01-01, 2022-01-01]",
+    }
+    return "log: {" + ", ".join(f"{key}: {value}" for key, value in (keys | changes).items()) + "}"
+
+
 @pytest.mark.parametrize("name", known_datasets())
 def test_every_shipped_definition_is_understood(name: str) -> None:
     dataset = load_dataset(name)
@@ -67,17 +76,23 @@ def test_unknown_run_names_those_there_are(load) -> None:
         ({"pair_kinds": "pair_kinds: view"}, "pair_kinds: expected"),
         ({"pair_kinds": "pair_kinds: [vieww]"}, "pair_kinds.*vieww"),
         ({"context_kinds": "context_kinds: []"}, "context_kinds.*none"),
-        ({"log": "log: {columns: {user: a, item: b, kind: c}, kinds: {view: onsite, buy: offsite}, "
-                 "time_range: [2021-01-01, 2022-01-01]}"}, "missing column.*event_timestamp"),
+        ({"log": log(columns="{user: a, item: b, kind: c}")}, "missing column.*event_timestamp"),
         ({"log": "log: 3"}, "log: expected a mapping"),
-        ({"log": "log: {columns: {user: a, item: b, kind: c, event_timestamp: d, colour: e}, kinds: {view: onsite}, "
-                 "time_range: [2021-01-01, 2022-01-01]}"}, "unknown column.*colour"),
-        ({"log": "log: {columns: {user: a, item: b, kind: c, event_timestamp: d}, kinds: {view: nowhere}, "
-                 "time_range: [2021-01-01, 2022-01-01]}"}, "kinds.*nowhere"),
-        ({"log": "log: {columns: {user: a, item: b, kind: c, event_timestamp: d}, kinds: {view: onsite, buy: onsite}, "
-                 "time_range: [2022-01-01, 2021-01-01]}"}, "time_range"),
-        ({"log": "log: {columns: {user: a, item: b, kind: c, event_timestamp: d}, kinds: {view: onsite, buy: onsite}, "
-                 "text: {title: e}, time_range: [2021-01-01, 2022-01-01]}"}, "attribute without an owner.*title"),
+        ({"log": log(columns="{user: a, item: b, kind: c, event_timestamp: d, colour: e}")}, "unknown column.*colour"),
+        ({"log": log(ids="{user: text}")}, "log.ids: expected integer or text for user and item each"),
+        ({"log": log(ids="{user: text, item: text, session: text}")}, "log.ids"),
+        ({"log": log(ids="{user: text, item: double}")}, "log.ids.*double"),
+        ({"log": log(kinds="{view: nowhere}")}, "kinds.*nowhere"),
+        ({"log": log(time_range="[2022-01-01, 2021-01-01]")}, "time_range"),
+        ({"log": log(text="{title: e}")}, "attribute without an owner.*title"),
+        ({"log": log(types="{d: money}")}, "type of a column: expected text, integer, number.*money"),
+        ({"log": log(types="{d: '%d/%Q'}")}, "how a time is written: expected directives of strptime.*%Q"),
+        ({"log": log(csv="{delimiter: ab}")}, "log.csv.delimiter: expected one character, got ab"),
+        ({"log": log(csv="{delimiter: ';', quote: ';'}")}, "log.csv.quote: expected one character that is not"),
+        ({"log": log(csv="{quote: ','}")}, "log.csv.quote"),
+        ({"log": log(csv="{names: [a, b, a]}")}, r"log.csv.names: expected each name once, got \['a'\]"),
+        ({"log": log(csv="{decimal: '|'}")}, "log.csv.decimal: expected a point or a comma"),
+        ({"log": log(csv="{encoding: gbk}")}, "log.csv.encoding: expected one of.*latin-1.*got gbk"),
         ({"tasks": "tasks: {view: {type: guessed}}"}, "tasks.view.type.*guessed"),
         ({"tasks": "tasks: {buy_7d: {type: followed, trigger: [view], outcome: [buy], days: 7}}"},
          "one task of type sampled"),

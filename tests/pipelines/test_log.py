@@ -35,7 +35,7 @@ def ingest(tmp_path: Path):
 
     def ingest(rows=ROWS, **changes: str):
         pq.write_table(rows if isinstance(rows, pa.Table) else as_table(rows), tmp_path / "log.parquet")
-        (tmp_path / "shop.yaml").write_text(shop_yaml(source="source: log.parquet", **changes))
+        (tmp_path / "shop.yaml").write_text(shop_yaml(source="source: log.parquet", **{"log": layout(), **changes}))
         return canonical_events(load_dataset(str(tmp_path / "shop.yaml")))
 
     return ingest
@@ -45,10 +45,12 @@ def layout(**changes: str) -> str:
     """The `log` section with some of its lines replaced or added."""
     lines = {
         "columns": "{user: who, item: what, kind: how, event_timestamp: epoch_ms(millis)}",
+        "ids": "{user: text, item: integer}",
         "text": "{item_title: label}",
         "number": "{item_price: price}",
         "kinds": "{view: onsite, buy: offsite}",
         "time_range": "[2021-01-01, 2022-01-01]",
+        "types": "{what: integer, millis: integer, price: number}",
     }
     return "log:\n" + "\n".join(f"  {key}: {value}" for key, value in (lines | changes).items())
 
@@ -115,6 +117,9 @@ def test_missing_column_names_it_and_those_there_are(ingest) -> None:
     table = as_table(ROWS).drop_columns(["what"])
     message = r"missing column for item: expected `what` among the log's columns, got \['who', 'how'"
     with pytest.raises(InvalidEvents, match=message):
+        ingest(table, log=layout(types="{millis: integer}"))
+    message = r"missing column what: expected what `types` names among the log's columns \['who', 'how'"
+    with pytest.raises(InvalidEvents, match=message):
         ingest(table)
 
 
@@ -122,9 +127,9 @@ def test_missing_column_names_it_and_those_there_are(ingest) -> None:
     ("changes", "message"),
     [
         ({"number": "{item_price: label}"},
-         "wrong type of item_price: expected DOUBLE.*VARCHAR.*2 rows.*'Red tea pot'"),
+         "wrong type of item_price: expected a finite DOUBLE.*VARCHAR.*2 rows.*'Red tea pot'"),
         ({"columns": "{user: who, item: price, kind: how, event_timestamp: epoch_ms(millis)}"},
-         "wrong type of item: expected integers or text, got DOUBLE"),
+         "wrong type of item: expected integer, as `ids` says, got DOUBLE"),
         ({"columns": "{user: who, item: what, kind: how, event_timestamp: label}"}, "wrong type of event_timestamp"),
         ({"columns": "{user: who, item: what, kind: how, event_timestamp: millis}"}, "wrong type of event_timestamp"),
         ({"columns": "{user: who, item: what, kind: how, event_timestamp: epoch_ms(label)}"},
@@ -149,7 +154,7 @@ def test_empty_log(ingest) -> None:
 
 
 def test_no_log_there(tmp_path: Path) -> None:
-    (tmp_path / "shop.yaml").write_text(shop_yaml())
+    (tmp_path / "shop.yaml").write_text(shop_yaml(log=layout()))
     dataset = load_dataset(str(tmp_path / "shop.yaml"))
     with pytest.raises(InvalidConfig, match="--source"):
         canonical_events(dataset)
@@ -171,15 +176,6 @@ def test_a_folder_of_files_is_one_log(ingest, tmp_path: Path) -> None:
     assert parts.equals(whole)
 
 
-def test_leading_zeros_of_a_csv_are_kept_if_its_type_is_given(tmp_path: Path) -> None:
-    (tmp_path / "log.csv").write_text(
-        f"who,what,how,millis,price,label\n007,1,view,{JANUARY},1.0,a\n7,1,view,{JANUARY},1.0,a\n"
-    )
-    (tmp_path / "shop.yaml").write_text(shop_yaml(source="source: log.csv", log=layout(csv_types="{who: VARCHAR}")))
-    events, _ = canonical_events(load_dataset(str(tmp_path / "shop.yaml")))
-    assert set(events["user"].to_pylist()) == {id_of("007"), id_of("7")}
-
-
 def test_online_retail_is_cleaned_as_its_definition_says() -> None:
     events, facts = canonical_events(load_dataset("online_retail"))
     assert facts.rows_read == 541_909
@@ -195,7 +191,10 @@ def test_online_retail_is_cleaned_as_its_definition_says() -> None:
 def test_a_column_named_like_a_word_of_sql_is_that_column(ingest) -> None:
     table = as_table([("anna", "tea", "view", JANUARY, 1.0, "x")])
     table = table.rename_columns(["user", "order", "how", "at", "price", "label"])
-    own = layout(columns='{user: user, item: order, kind: how, event_timestamp: epoch_ms("at")}')
+    own = layout(
+        columns='{user: user, item: order, kind: how, event_timestamp: epoch_ms("at")}', ids="{user: text, item: text}",
+        types="{at: integer}",
+    )
     events, _ = ingest(table, log=own)
     assert events["user"].to_pylist() == [id_of("anna")] and events["item"].to_pylist() == [id_of("tea")]
     with pytest.raises(InvalidEvents, match="missing column for user"):
@@ -279,3 +278,122 @@ def test_the_log_may_be_a_relative_path(ingest, tmp_path: Path, monkeypatch: pyt
     whole, _ = ingest()
     monkeypatch.chdir(tmp_path)
     assert canonical_events(load_dataset("shop.yaml"), Path("log.parquet"))[0].equals(whole)
+
+
+@pytest.fixture
+def ingest_csv(tmp_path: Path):
+    """Ingest a CSV log, or a folder of them, under a definition whose `log` lines may be replaced."""
+
+    def ingest_csv(*files: str, **lines: str):
+        (tmp_path / "days").mkdir(exist_ok=True)
+        for number, content in enumerate(files):
+            (tmp_path / "days" / f"{number}.csv").write_text(content)
+        (tmp_path / "shop.yaml").write_text(shop_yaml(source="source: days", log=layout(**lines)))
+        return canonical_events(load_dataset(str(tmp_path / "shop.yaml")))
+
+    return ingest_csv
+
+
+HEADER = ",".join(COLUMNS) + "\n"
+
+
+def test_an_id_is_what_the_definition_says_whatever_else_the_column_holds(ingest_csv, ingest) -> None:
+    """A log with one `85123A` once made another id of every number in the column."""
+
+    def line(who: object, what: object) -> str:
+        return f"{who},{what},view,{JANUARY},1.0,x\n"
+
+    events, _ = ingest_csv(HEADER + line("007", 7) + line(7, "007"))
+    assert set(events["user"].to_pylist()) == {id_of("007"), id_of("7")} and set(events["item"].to_pylist()) == {7}
+    with pytest.raises(InvalidEvents, match=r"column what: expected a whole number of 64 bits in every row.*'85123A'"):
+        ingest_csv(HEADER + line("a", 7) + line("a", "85123A"))
+    with pytest.raises(InvalidEvents, match="wrong type of item: expected text, as `ids` says, got BIGINT"):
+        ingest(log=layout(ids="{user: text, item: text}"))
+    with pytest.raises(InvalidEvents, match="wrong type of user: expected integer, as `ids` says, got VARCHAR"):
+        ingest(log=layout(ids="{user: integer, item: integer}"))
+
+
+@pytest.mark.parametrize(
+    "item", ["CAST(price AS BIGINT)", "price::INTEGER + 0", "TRY_CAST(floor(price) AS BIGINT)",
+             "CASE WHEN what = 7 THEN 7 ELSE (price * 2)::HUGEINT::BIGINT END"],
+)  # fmt: skip
+def test_ids_never_pass_through_floating_point(ingest, item: str) -> None:
+    columns = f'{{user: who, item: "{item}", kind: how, event_timestamp: epoch_ms(millis)}}'
+    with pytest.raises(InvalidEvents, match=r"wrong type of item: expected integers or text all the way.*is DOUBLE"):
+        ingest(log=layout(columns=columns))
+    exact = columns.replace(item, "CAST(CAST(what AS VARCHAR) AS BIGINT)")
+    assert ingest(log=layout(columns=exact))[0]["item"].to_pylist() == ingest()[0]["item"].to_pylist()
+
+
+@pytest.mark.parametrize("price", [float("nan"), float("inf"), float("-inf")])
+def test_a_number_is_finite_or_null(ingest, price: float) -> None:
+    """A price `nan` was once in the top band."""
+    with pytest.raises(InvalidEvents, match="wrong type of item_price: expected a finite DOUBLE in every row"):
+        ingest(replaced(1, "price", price))
+    own = layout(number="{item_price: 'CASE WHEN isfinite(price) THEN price END'}")
+    assert None in ingest(replaced(1, "price", price), log=own)[0]["item_price"].to_pylist()
+
+
+def test_a_time_in_a_form_of_its_own(ingest_csv) -> None:
+    """04/01/2021 to 04/12/2021 were once twelve months."""
+    lines = "".join(f"a,7,view,04/{month:02d}/2021,1.0,x\n" for month in (1, 12))
+    own = {"columns": "{user: who, item: what, kind: how, event_timestamp: millis}"}
+    events, _ = ingest_csv(HEADER + lines, **own, types="{what: integer, price: number, millis: '%d/%m/%Y'}")
+    assert [(time.month, time.day) for time in events["event_timestamp"].to_pylist()] == [(1, 4), (12, 4)]
+    with pytest.raises(InvalidEvents, match=r"column millis: expected a time as `%m/%d/%Y` in .*'31/01/2021'"):
+        ingest_csv(HEADER + "a,7,view,31/01/2021,1.0,x\n", **own,
+                   types="{what: integer, price: number, millis: '%m/%d/%Y'}")  # fmt: skip
+    with pytest.raises(InvalidEvents, match="column millis: expected a time such as"):
+        ingest_csv(HEADER + lines, **own, types="{what: integer, price: number, millis: time}")
+
+
+def test_a_csv_of_another_layout(ingest_csv) -> None:
+    content = f"a;7;view;{JANUARY};2,5;'x;y'\nb;8;buy;{JANUARY};none;\n"
+    names = ", ".join(COLUMNS)
+    form = f"{{delimiter: ;, quote: \"'\", decimal: ',', nulls: ['', none], names: [{names}]}}"
+    events, _ = ingest_csv(content, csv=form)
+    assert events["item_price"].to_pylist() == [2.5, None] and events["item_title"].to_pylist() == ["x;y", None]
+
+
+def test_what_is_no_csv_is_named(ingest_csv) -> None:
+    line = f"a,7,view,{JANUARY},1.0,x\n"
+    with pytest.raises(InvalidEvents, match=r"cannot be read.*Line: 3; Original Line: a,7; .*Found: 2; file =.*1\.csv"):
+        ingest_csv(HEADER + line, HEADER + line + "a,7\n")
+    with pytest.raises(InvalidEvents, match=r"1\.csv: its header"):
+        ingest_csv(HEADER + line, line * 2)
+
+
+def test_columns_of_parquet_are_of_the_declared_types(ingest) -> None:
+    as_text = as_table(ROWS)
+    as_text = as_text.set_column(1, "what", as_text["what"].cast(pa.string()))
+    assert ingest(as_text)[0].equals(ingest()[0])
+    with pytest.raises(InvalidEvents, match="column price: expected integer, as `types` says, got DOUBLE"):
+        ingest(log=layout(types="{price: integer}"))
+    with pytest.raises(InvalidEvents, match="column what: expected text, as `types` says, got BIGINT"):
+        ingest(log=layout(types="{what: text}"))
+    with pytest.raises(InvalidEvents, match="column millis: expected time, as `types` says, got BIGINT"):
+        ingest(log=layout(types="{millis: time}"))
+    assert ingest(log=layout(types="{price: number, millis: number}"))[0].equals(ingest()[0])
+
+
+def write_csv(path: Path, rows: list[tuple]) -> None:
+    path.write_text("\n".join([",".join(COLUMNS), *(",".join(str(value or "") for value in row) for row in rows)]))
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+@pytest.mark.parametrize(
+    ("name", "matched"), [("log[1]", "log1"), ("l*g", "lag"), ("log?", "log2"), ("[!a]", "b"), ("**", "c")]
+)
+def test_a_path_is_no_pattern(tmp_path: Path, suffix: str, name: str, matched: str) -> None:
+    """Neither a file's name nor a folder's; DuckDB would read the other one."""
+    write = write_csv if suffix == ".csv" else lambda path, rows: pq.write_table(as_table(rows), path)
+    for folder, kind in ((name, "buy"), (matched, "view")):
+        (tmp_path / folder).mkdir()
+        for file in (name, matched):
+            write(tmp_path / folder / f"{file}{suffix}", [("anna", 7, kind, JANUARY + HOUR, 2.5, file)])
+    (tmp_path / "shop.yaml").write_text(shop_yaml(log=layout()))
+    dataset = load_dataset(str(tmp_path / "shop.yaml"))
+    events, _ = canonical_events(dataset, tmp_path / name / f"{name}{suffix}")
+    assert events["kind"].to_pylist() == ["buy"] and events["item_title"].to_pylist() == [name]
+    events, _ = canonical_events(dataset, tmp_path / name)
+    assert events["kind"].to_pylist() == ["buy", "buy"] and set(events["item_title"].to_pylist()) == {name, matched}

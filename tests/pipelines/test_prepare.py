@@ -1,7 +1,9 @@
 """From a CSV log in a layout of its own to a prepared run, by the command line; and what a failure leaves behind."""
 
+import logging
 import os
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.cli import run
-from pipelines.contracts.errors import DiskFull, InvalidConfig, NotPrepared
+from pipelines.contracts.errors import DiskFull, InvalidConfig, NotPrepared, StaleInput
 from pipelines.contracts.ids import id_of
+from pipelines.contracts.lineage import Lineage, lineage_of
 from pipelines.contracts.runspec import RunSpec
 from pipelines.contracts.workspace import Workspace
 from pipelines.dataset import load_dataset
-from pipelines.events import read_facts
+from pipelines.events import events_lineage
 from pipelines.examples import examples_schema
 from pipelines.graph import EDGES_SCHEMA, NODES_SCHEMA
 from pipelines.pairs import PAIRS_SCHEMA
@@ -55,10 +58,11 @@ def run_facet(capsys: pytest.CaptureFixture):
 
 def ingested(shop: Path) -> tuple[Workspace, object]:
     from pipelines.events import write_events
-    from pipelines.log import canonical_events
+    from pipelines.log import canonical_events, log_lineage
 
     workspace, dataset = Workspace(shop / "var"), load_dataset(str(shop / "shop.yaml"))
-    write_events(*canonical_events(dataset), workspace)
+    settings = asdict(dataset.log)
+    write_events(*canonical_events(dataset), workspace, log=log_lineage(dataset), settings=settings)
     return workspace, dataset
 
 
@@ -160,24 +164,100 @@ def test_events_without_their_facts_are_not_whole(shop: Path) -> None:
         prepare_views(workspace, dataset)
 
 
-def test_new_events_new_definitions_and_force_are_worked_on(shop: Path) -> None:
+def test_what_did_not_change_is_not_made_again(shop: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Each part is made anew where its own settings changed or its events, and says which; nothing else is touched."""
+    caplog.set_level(logging.INFO)
     workspace, dataset = ingested(shop)
-    assert prepare_views(workspace, dataset) and prepare_run(workspace, dataset, "first")
-    assert not prepare_views(workspace, dataset) and not prepare_run(workspace, dataset, "first")
-    assert prepare_views(workspace, dataset, force=True) and prepare_run(workspace, dataset, "first", force=True)
+    run = workspace.run("first")
+    parts = {"views": workspace.views, "pairs": run.pairs, "graph": run.graph, "examples": run.examples}
 
-    assert prepare_run(workspace, dataset, "first", seed=1) and not prepare_run(workspace, dataset, "first", seed=1)
+    def made(definition=None, **options) -> dict[str, str]:
+        """What was written anew, and why."""
+        before = {name: files_of(path) or path.stat().st_mtime_ns for name, path in parts.items() if path.exists()}
+        caplog.clear()
+        prepare_views(workspace, definition or dataset, force=options.get("force", False))
+        prepare_run(workspace, definition or dataset, "first", **options)
+        after = {name: files_of(path) or path.stat().st_mtime_ns for name, path in parts.items()}
+        said = "\n".join(message for message in caplog.messages if "made anew" in message)
+        return {name: said for name in parts if before.get(name) != after[name]}
 
-    changed = shop_yaml(source="source: log.csv", pair_kinds="pair_kinds: [buy]")
-    (shop / "shop.yaml").write_text(changed)
-    dataset = load_dataset(str(shop / "shop.yaml"))
-    assert not prepare_views(workspace, dataset) and prepare_run(workspace, dataset, "first")
+    assert made().keys() == parts.keys() and not made()
+    assert made(force=True).keys() == parts.keys()
+    seeded = made(seed=1)
+    assert seeded == {"examples": "examples of run first is made anew: setting seed: 0, now 1"}
+    assert not made(seed=1) and made().keys() == {"examples"}
+
+    def changed(**sections: str):
+        (shop / "shop.yaml").write_text(shop_yaml(source="source: log.csv", **sections))
+        return load_dataset(str(shop / "shop.yaml"))
+
+    kinds = made(changed(pair_kinds="pair_kinds: [buy]"))
+    assert kinds == {"pairs": 'pairs of run first is made anew: setting kinds: ["view", "buy"], now ["buy"]'}
+    assert made().keys() == {"pairs"} and made(changed(context_kinds="context_kinds: [buy]")).keys() == {"views"}
+    assert made().keys() == {"views"}
+    tasks = shop_yaml().partition("tasks:")[2].partition("runs:")[0]
+    assert made(changed(tasks="tasks:" + tasks.replace("days: 7", "days: 8"))).keys() == {"examples"}
+    assert made().keys() == {"examples"}
+    graph = shop_yaml().partition("graph:")[2]
+    graph = graph.replace("{type: events, kinds: [buy]}", "{type: events, kinds: [view]}")
+    assert made(changed(graph=f"graph:{graph}")).keys() == {"graph"}
+    assert made().keys() == {"graph"}
+    runs = shop_yaml().partition("runs:")[2].partition("graph:")[0]
+    assert made(changed(runs="runs:" + runs.replace("[2021-01-01, ", "[2021-01-02, "))).keys() == {
+        "pairs", "graph", "examples"
+    }
+    assert made().keys() == {"pairs", "graph", "examples"} and not made()
 
     write_csv(shop / "log.csv", days=109)
-    first = read_facts(workspace).sha256
+    first = events_lineage(workspace)
     workspace, dataset = ingested(shop)
-    assert read_facts(workspace).sha256 != first
-    assert prepare_views(workspace, dataset) and prepare_run(workspace, dataset, "first")
+    assert events_lineage(workspace).content != first.content
+    anew = made()
+    assert anew.keys() == parts.keys() and "the events (the log " in anew["pairs"]
+
+
+def test_events_that_were_read_in_another_way_are_refused(shop: Path, run_facet) -> None:
+    workspace, _ = ingested(shop)
+    (shop / "shop.yaml").write_text(
+        shop_yaml(source="source: log.csv").replace("{view: onsite, buy: offsite}", "{view: onsite, buy: onsite}")
+    )
+    dataset = load_dataset(str(shop / "shop.yaml"))
+    for stage in (lambda: prepare_views(workspace, dataset), lambda: prepare_run(workspace, dataset, "first")):
+        with pytest.raises(StaleInput, match=r'setting kinds.buy: "offsite", now "onsite". Run `facet ingest'):
+            stage()
+    status, _, err = run_facet("--workspace", shop / "var", "prepare", "--run", "first")
+    assert status == 2 and "setting kinds.buy" in err
+    assert run_facet("--workspace", shop / "var", "ingest", "--dataset", shop / "shop.yaml")[0] == 0
+    assert run_facet("--workspace", shop / "var", "prepare", "--run", "first")[0] == 0
+
+
+def test_files_that_something_else_wrote_are_refused_or_made_anew(shop: Path) -> None:
+    workspace, dataset = ingested(shop)
+    prepare_run(workspace, dataset, "first")
+    run, whole = workspace.run("first"), {}
+    for path in (run.pairs, run.graph / "edges.parquet", run.examples):
+        whole[path] = path.read_bytes()
+        path.write_bytes(whole[path] + b"x")
+    assert prepare_run(workspace, dataset, "first")
+    assert {path: path.read_bytes() for path in whole} == whole
+    workspace.events.write_bytes(workspace.events.read_bytes() + b"x")
+    with pytest.raises(StaleInput, match=r"events.parquet: expected the file that `facet ingest` wrote"):
+        prepare_run(workspace, dataset, "first")
+
+
+def test_every_part_says_what_it_was_made_of(shop: Path) -> None:
+    workspace, dataset = ingested(shop)
+    prepare_views(workspace, dataset)
+    prepare_run(workspace, dataset, "first")
+    run = workspace.run("first")
+    for path in (run.pairs, run.graph, run.examples, workspace.view("user_context")):
+        lineage = Lineage.read(lineage_of(path), stage="prepare")
+        assert lineage.inputs == {"events": events_lineage(workspace)}
+        [log] = lineage.inputs["events"].inputs.values()
+        assert list(log.files) == ["log.csv"] and str(shop / "log.csv") in log.what
+    assert set(Lineage.read(lineage_of(run.graph), stage="prepare").files) == {
+        "graph/nodes.parquet", "graph/edges.parquet", "graph/relations.json"
+    }
 
 
 def test_the_same_log_makes_the_same_files(shop: Path) -> None:

@@ -29,8 +29,9 @@ from pipelines.contracts.version import VersionStore
 from pipelines.contracts.workspace import Workspace
 from pipelines.publish import point, publish
 from tests.crash import kill_during, publish_release
+from tests.lineages import invented_ranker
 from tests.planted_models import DAMAGES, plant
-from tests.releases import AS_OF, DIMS, write_release, write_table
+from tests.releases import AS_OF, DIMS, TASKS, WINDOWS, retell_windows, write_release, write_table
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,7 @@ def test_a_version_is_the_releases_files_under_a_sealed_manifest(workspace: Work
     files = {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
     assert files == {*manifest.files, "manifest.json", "manifest.sha256"}
     assert all((directory / name).read_bytes() == (release / name).read_bytes() for name in manifest.files)
+    assert manifest.lineage == invented_ranker(dataset="synthetic", windows=WINDOWS, tasks=TASKS, seed=1)
     assert manifest.as_of == AS_OF and {spec.name: spec.dim for spec in manifest.tables} == DIMS
 
 
@@ -91,6 +93,16 @@ def test_the_same_release_twice_is_refused(workspace: Workspace, release: Path) 
     with pytest.raises(VersionConflict, match="the files of version 1"):
         publish(workspace, release)
     assert whole(workspace.versions) == [1]
+
+
+def test_the_same_files_from_another_ranker_are_another_version(workspace: Workspace, release: Path) -> None:
+    first = publish(workspace, release)
+    other = invented_ranker(dataset="synthetic", windows=WINDOWS, tasks=TASKS, seed=7)
+    edit_release(lambda content: content.update(lineage=other.to_dict()))(release)
+    second = publish(workspace, release)
+    assert (second.version, second.files, second.lineage) == (2, first.files, other) and first.lineage != other
+    with pytest.raises(VersionConflict, match="the files of version 2"):
+        publish(workspace, release)
 
 
 def test_what_happens_to_the_release_later_does_not_happen_to_the_version(
@@ -240,13 +252,20 @@ BROKEN = {
     "no metrics": (edit_release(lambda r: r.pop("metrics")), "metrics"),
     "local time": (edit_release(lambda r: r.update(as_of="2011-07-01T00:00:00")), "no time zone"),
     "short default row": (edit_release(lambda r: r["tables"][0].update(default_row="00")), "8 bytes, .*got 2 char"),
+    "no lineage": (edit_release(lambda r: r.pop("lineage")), "expected .*lineage, got KeyError"),
+    "a lineage of nothing": (edit_release(lambda r: r.update(lineage={"artefacts": []})), "the lineage of .*release"),
+    "windows that its ranker never saw": (
+        edit_release(lambda r: r["windows"].update(test=["2011-09-05", "2011-11-01"])),
+        r"what its ranker was trained with, got setting windows.test: .*2011-10-10.*now .*2011-11-01",
+    ),
+    "another data set": (edit_release(lambda r: r.update(dataset="x")), 'setting dataset: "synthetic", now "x"'),
     "leaking windows": (edit_release(lambda r: r["windows"].update(test=["2011-01-01", "2011-02-01"])), "leaks"),
     "not JSON": (lambda c: (c / "release.json").write_text("{"), "cannot be understood"),
 }
 
 
-WRONG_IN_ITSELF = {"no columns", "short default row", "leaking windows"}
-"""What a spec or the windows refuse before any file is looked at."""
+WRONG_IN_ITSELF = {"no columns", "short default row", "leaking windows", "a lineage of nothing"}
+"""What a spec, the windows or the lineage refuse before any file is looked at."""
 
 
 @pytest.mark.parametrize("broken", BROKEN)
@@ -382,7 +401,7 @@ class TestCommands:
     ) -> None:
         release = workspace.run("v1").ranker("both", 0) / "int4"
         shutil.copytree(pristine, release)
-        edit_release(lambda r: r["windows"].update(pretrain=["2010-09-01", "2010-12-01"]))(release)
+        retell_windows(release, pretrain=["2010-09-01", "2010-12-01"])
         publish = ("publish", "--run", "v1")  # 121 days between the windows
         with pytest.raises(StalePretraining, match="at most 120 days, got 121"):
             self.run(workspace, *publish, "--pretraining-refuse-days", "120")

@@ -7,7 +7,7 @@ import yaml
 
 from pipelines.contracts.errors import InvalidConfig
 from pipelines.dataset import load_dataset
-from pipelines.row_expressions import require_expressions, require_types
+from pipelines.row_expressions import require_expressions
 from tests.logs import shop_yaml
 
 
@@ -126,18 +126,3 @@ def test_a_definition_is_refused_with_its_file_key_and_expression(tmp_path: Path
         load_dataset(str(tmp_path / "shop.yaml"))
     assert refusal.value.problem == f"shop.yaml: log.{section}.{key}"
     assert refusal.value.got == "`(SELECT 1)` with a subquery"
-
-
-def test_a_definition_is_refused_for_the_type_of_a_csv(tmp_path: Path) -> None:
-    definition = yaml.safe_load(shop_yaml())
-    definition["log"]["csv_types"] = {"who": "nonsense"}
-    (tmp_path / "shop.yaml").write_text(yaml.safe_dump(definition, sort_keys=False))
-    with pytest.raises(InvalidConfig, match=r"shop\.yaml: log\.csv_types\.who: expected a type of DuckDB.*`nonsense`"):
-        load_dataset(str(tmp_path / "shop.yaml"))
-
-
-@pytest.mark.parametrize("kind", ["nonsense", "VARCHAR); COPY x TO 'y'; --", "VARCHAR -- x", "ENUM(SELECT 1)", ""])
-def test_a_type_of_a_csv_is_a_type(kind: str) -> None:
-    require_types({"log.csv_types.sku": "DECIMAL(10, 2)"})
-    with pytest.raises(InvalidConfig, match=r"log\.csv_types\.sku: expected a type of DuckDB"):
-        require_types({"log.csv_types.sku": kind})

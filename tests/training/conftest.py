@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from pipelines.contracts.runspec import FACETS, RunSpec
 from pipelines.contracts.windows import Window, Windows
 from pipelines.contracts.workspace import Run, Workspace
+from tests.lineages import record_facet, record_prepared
 from tests.releases import feast_apply
 from training.config import load_section
 from training.ranker.config import RankerConfig
@@ -50,14 +51,17 @@ class World:
         feast_apply(self.feature_repo)
 
 
-def write_facet(run: Run, facet: str, seed: int, users: np.ndarray, items: np.ndarray) -> None:
-    """Facet files as pretraining leaves them; the last five ids of each entity are unknown to it."""
+def write_facet(
+    workspace: Workspace, run: Run, facet: str, seed: int, users: np.ndarray, items: np.ndarray
+) -> None:
+    """Facet files and their lineage as pretraining leaves them; the last five ids of each entity are unknown to it."""
     folder = run.facet(facet, seed)
     folder.mkdir(parents=True, exist_ok=True)
     for entity, first, weight in (("user", FIRST_USER, users), ("item", FIRST_ITEM, items)):
         ids = np.arange(first, first + len(weight) - 5)
         save_file({"ids": ids, "weight": weight[:-5].astype(np.float32)}, folder / f"{entity}.safetensors")
     (folder / "metrics.json").write_text(json.dumps({"config": {}, "curve": [], "holdout": {}, "wall_s": 0.0}))
+    record_facet(workspace, run, facet, seed)
 
 
 def write_examples(run: Run, users: np.ndarray, items: np.ndarray, *, per_fold: dict[str, int]) -> None:
@@ -132,9 +136,10 @@ def applied_world(tmp_path_factory) -> World:
     schema = pa.schema([("user", pa.int64()), ("item", pa.int64()), ("event_timestamp", TIMESTAMP)])
     pq.write_table(pa.table(pairs, schema=schema), run.pairs)
     run.graph.mkdir()
+    record_prepared(workspace, run)
     for facet in FACETS:
         for seed in range(2):
-            write_facet(run, facet, seed, users, items)
+            write_facet(workspace, run, facet, seed, users, items)
     made = World(workspace, run, users, items)
     made.apply_features()
     return made

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from online.ranking.verify import OfflineVersion
-from pipelines.contracts.errors import IntegrityError, InvalidConfig, InvalidTable, NotPrepared
+from pipelines.contracts.errors import InvalidConfig, InvalidTable, NotPrepared, StaleInput
 from pipelines.contracts.idrule import IdRule
 from pipelines.contracts.manifest import Manifest
 from pipelines.contracts.rowcodec import codec
@@ -22,18 +22,18 @@ from pipelines.contracts.runspec import FACETS
 from pipelines.contracts.segment import Segment
 from pipelines.contracts.segment_writer import write_segment
 from pipelines.publish import publish
+from tests.lineages import record_again, record_prepared
 from tests.planted import planted_run
 from tests.training.conftest import DAY_ZERO, FIRST_ITEM, FIRST_USER, TIMESTAMP, World
 from training.contrastive import Pairs
 from training.facets import pretrain_facet
-from training.ids import IdsConfig, RunIds, load_ids, require_same_ids
+from training.ids import IdsConfig, RunIds, load_ids
 from training.kge.evaluate import LinkPrediction
 from training.kge.graph import Graph
 from training.quantize import quantize
 from training.ranker.checkpoint import RankerTable, TrainedRanker, score
 from training.ranker.finetune import finetune
 from training.ranker.inputs import load_folds
-from training.ranker.pretrained import load_pretrained
 from training.ranker.vocabulary import DEFAULT_ROW, Vocabulary
 from training.tables import TableOptions
 
@@ -105,6 +105,7 @@ def written(folder: Path, rules: dict) -> Path:
 @pytest.fixture
 def prepared(world: World) -> World:
     fill_pretraining_window(world)
+    record_prepared(world.workspace, world.run)
     for facet in FACETS:
         for seed in range(2):
             for path in sorted(world.run.facet(facet, seed).iterdir()):
@@ -344,34 +345,23 @@ def test_a_facet_of_other_ids_is_refused(prepared: World, small, tmp_path: Path)
         rules | {"user": rules["user"] | {"buckets": 5}}, rules | {"item": rules["item"] | {"min_events": 1}},
     ]
     for changed in others:
-        with pytest.raises(InvalidConfig, match=r"id rule of (user|item) .*pretrain contrastive --run v1 --seed 0"):
+        refusal = r"another configuration.*got setting ids\.(user|item)\..*facet pretrain {} --run v1 --seed 0 --force"
+        with pytest.raises(StaleInput, match=refusal.format("contrastive")):
             run_with(changed)
-        with pytest.raises(InvalidConfig, match="id rule of"):
+        with pytest.raises(StaleInput, match=refusal.format("kge")):
             pretrain_facet(prepared.workspace, "kge", run="v1", seed=0, config=written(tmp_path, changed))
     first = run_with(rules)
 
     # the same rule over another vocabulary: the run was prepared again from more events
     pairs = pq.read_table(prepared.run.pairs)
     pq.write_table(pa.concat_tables([pairs, pairs.slice(len(pairs) - 10)]), prepared.run.pairs)
-    with pytest.raises(InvalidConfig, match="vocabulary_sha256"):
+    record_again(prepared.run.pairs)
+    anew = r"setting vocabularies\..*; pairs of run v1\. Run `facet pretrain contrastive"
+    with pytest.raises(StaleInput, match=anew):
         run_with(rules)
     pq.write_table(pairs, prepared.run.pairs)
+    record_again(prepared.run.pairs)
     assert run_with(rules).metrics == first.metrics  # nothing was trained again
-
-
-def test_a_facet_from_before_there_were_rules_has_the_vocabulary_rule(world: World) -> None:
-    assert "ids" not in json.loads((world.run.facet("kge", 0) / "metrics.json").read_text())["config"]
-    load_pretrained(world.workspace, world.run, seed=0)
-    with pytest.raises(InvalidConfig, match="id rule of item"):
-        load_pretrained(world.workspace, world.run, seed=0, ids=RunIds({"item": IdsConfig("hash", buckets=5)}))
-
-
-def test_metrics_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.json"
-    for text in ("{", "[]", "{}"):
-        path.write_text(text)
-        with pytest.raises(IntegrityError, match=r"facet pretrain kge --force"):
-            require_same_ids(path, RunIds(), pretrain="facet pretrain kge")
 
 
 # ---- Tables ----------------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """FP32 rows to published bytes: FBGEMM against the codec, refusals before a write, the release."""
 
 import json
+import re
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +15,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load_file, save_file
 
-from pipelines.contracts.errors import InvalidConfig, InvalidTable, NotPrepared
+from pipelines.contracts.errors import InvalidConfig, InvalidTable, NotPrepared, StaleInput
+from pipelines.contracts.lineage import Lineage, lineage_of
 from pipelines.contracts.rowcodec import CODEC_NAMES, codec
+from pipelines.contracts.runspec import RunSpec
 from pipelines.contracts.spec import TableSpec
 from pipelines.contracts.upper_files import load_upper_model
+from pipelines.release import Release
+from tests.lineages import invented_events, record_again, record_facet, record_prepared
 from training.commands.quantize import quantize as command
 from training.quantize import pack_rows, quantize, quantized_table
 from training.ranker.checkpoint import RankerTable, TrainedRanker, score
@@ -149,6 +154,70 @@ def test_the_quantized_auc_is_that_of_the_published_bytes(world, trained):
     assert metrics["auc_delta"]["click"] == pytest.approx(auc["click"] - trained.metrics["auc"]["click"])
 
 
+def test_the_release_states_what_its_ranker_was_trained_with(world, trained):
+    """Whatever the run says by now."""
+    spec = RunSpec.read(world.run.spec)
+    test = replace(spec.windows.test, end=date(2024, 5, 1))
+    validation = replace(spec.windows.validation, end=date(2024, 3, 14))
+    others = replace(spec.windows, test=test, validation=validation)
+    RunSpec("another", others, ("convert", "click")).write(world.run.spec)
+    metrics = quantize(world.workspace, world.run, arm="both", seed=0, to="int4")
+    release = Release.read(world.run.ranker("both", 0) / "int4")
+    assert (release.dataset, release.windows) == ("planted", spec.windows)
+    assert release.as_of == spec.windows.validation.end_time
+    assert metrics["auc"]["fp32"] == trained.metrics["auc"] and list(metrics["auc_delta"]) == ["click", "convert"]
+    assert release.lineage == Lineage.read(lineage_of(world.run.ranker("both", 0)), stage="finetune")
+
+
+def test_a_ranker_that_does_not_fit_what_is_there_is_refused_by_name(world, trained, small):
+    def refused(*messages: str) -> None:
+        with pytest.raises(StaleInput) as refusal:
+            quantize(world.workspace, world.run, arm="both", seed=0, to="int4")
+        for message in messages:
+            assert re.search(message, str(refusal.value)), (message, str(refusal.value))
+        assert not (world.run.ranker("both", 0) / "int4").exists()
+
+    def again() -> None:
+        finetune(
+            world.workspace, world.run, arm="both", seed=0, config=replace(small, epochs=1), options=TableOptions()
+        )
+
+    command = r"Run `facet finetune --run v1 --arm both --seed 0`, which trains it anew"
+    table = pq.read_table(world.run.examples)
+    pq.write_table(table.replace_schema_metadata({"changed": "yes"}), world.run.examples)
+    refused(r"examples.parquet: expected the file that `facet prepare --run v1` wrote")
+    record_again(world.run.examples)
+    refused(r"ranker both of run v1, seed 0 was trained from something else.*got examples of run v1\.", command)
+    again()
+    view = world.workspace.view("item_context")
+    table = pq.read_table(view)
+    pq.write_table(table.slice(0, len(table) // 2), view)
+    record_again(view)
+    world.apply_features()
+    refused(r"got context of run v1 \(the view item_context\)\.", command)
+    again()
+    path = world.run.facet("contrastive", 0) / "user.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, "weight": tensors["weight"] * 2}, path)
+    refused(r"user.safetensors: expected the file that `facet pretrain contrastive --run v1 --seed 0` wrote")
+    record_again(path.parent)
+    refused(r"got contrastive facet of run v1, seed 0\.", command)
+    again()
+    world.run.pairs.write_bytes(b"others")
+    record_prepared(world.workspace, world.run, log="more clicks")
+    stale = r"contrastive facet of run v1, .*got pairs of run v1 \(the events"
+    refused(stale, "Run `facet pretrain contrastive --run v1 --seed 0`")
+    record_facet(world.workspace, world.run, "contrastive", 0)
+    record_facet(world.workspace, world.run, "kge", 0)
+    invented_events("still more").write(lineage_of(world.workspace.events))
+    refused("made from other events.*the log /logs/shop.csv.*Run `facet prepare --run v1`")
+    record_prepared(world.workspace, world.run, log="more clicks")
+    quantize(world.workspace, world.run, arm="both", seed=0, to="fp16")
+    weights = world.run.ranker("both", 0) / "tables" / "item.kge.safetensors"
+    weights.write_bytes(weights.read_bytes() + b"x")
+    refused(r"item.kge.safetensors: expected the file that `facet finetune --run v1 --arm both --seed 0` wrote")
+
+
 def test_nan_in_a_table_is_refused_and_the_last_release_stays(world, trained):
     quantize(world.workspace, world.run, arm="both", seed=0, to="int4")
     directory = world.run.ranker("both", 0)
@@ -157,6 +226,7 @@ def test_nan_in_a_table_is_refused_and_the_last_release_stays(world, trained):
     tensors = load_file(path)
     tensors["weight"][5, 0] = np.nan
     save_file(tensors, path)
+    record_again(directory)
     for name in CODEC_NAMES:
         with pytest.raises(InvalidTable, match="NaN"):
             quantize(world.workspace, world.run, arm="both", seed=0, to=name)
@@ -167,6 +237,7 @@ def test_nan_in_a_table_is_refused_and_the_last_release_stays(world, trained):
 def test_tables_without_any_row_are_refused(world, trained):
     for path in (world.run.ranker("both", 0) / "tables").iterdir():
         save_file({**load_file(path), "ids": np.empty(0, np.int64), "weight": np.empty((0, 8), np.float32)}, path)
+    record_again(world.run.ranker("both", 0))
     with pytest.raises(InvalidTable, match="a row in one of them"):
         quantize(world.workspace, world.run, arm="both", seed=0, to="int4")
 

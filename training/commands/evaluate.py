@@ -21,9 +21,9 @@ __all__ = ["evaluate"]
 def evaluate(workspace: Workspace, run_name: str, seeds: int, config_path: Path | None) -> None:
     """Train all arms (scratch, contrastive, kge, both) with several seeds and compare them on the test fold.
 
-    Facets that are missing are pretrained first; what is trained already is not trained again, so that a stopped
-    evaluation goes on where it was. Prints ROC-AUC by task and arm, mean and 95 % interval over seeds, and each arm's
-    paired difference to scratch. Writes runs/<run>/evaluation.json.
+    Facets that are missing or were made from other inputs are pretrained first; what is trained already and fits is not
+    trained again, so that a stopped evaluation goes on where it was. Prints ROC-AUC by task and arm, mean and 95 %
+    interval over seeds, and each arm's paired difference to scratch. Writes runs/<run>/evaluation.json.
     """
     from training.config import load_section
     from training.facets import pretrain_facet

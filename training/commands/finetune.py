@@ -26,8 +26,9 @@ def finetune(workspace: Workspace, run_name: str, arm: str, seed: int, config_pa
     """Fine-tune the CTR/CVR ranker on the fine-tuning window.
 
     Needs both facets of the same seed (`facet pretrain`) and the context views in Feast's registry (`feast apply` in
-    feature_repo/). The epoch whose validation AUC is best is kept; the test fold is measured once. A ranker made from
-    the same inputs before is not trained again.
+    feature_repo/). The epoch whose validation AUC is best is kept; the test fold is measured once. A ranker of the same
+    inputs and settings is not trained again; of others, it is trained anew and the log says what changed. Facets that
+    do not fit the run are refused.
 
     \b
     One process:      facet finetune --run v1 --arm both

@@ -18,7 +18,7 @@ __all__ = ["pretrain"]
     "--config", type=click.Path(dir_okay=False, path_type=Path),
     help="YAML with what differs from training/defaults.yaml, which explains every option.",
 )
-@click.option("--force", is_flag=True, help="Train again what is complete.")
+@click.option("--force", is_flag=True, help="Train again what is complete, also with another --config.")
 @click.pass_obj
 def pretrain(workspace: Workspace, facet: str, run: str, seed: int, config: Path | None, force: bool) -> None:
     """Pretrain one facet of users and items on a run's pretraining window.
@@ -31,6 +31,9 @@ def pretrain(workspace: Workspace, facet: str, run: str, seed: int, config: Path
 
     Writes runs/RUN/facets/FACET-sSEED/: user.safetensors, item.safetensors and metrics.json with the learning curve and
     the quality on held-out days. Interrupted, it goes on from the last epoch when it is called again.
+
+    A facet of other pairs, another graph or another window than are there now is trained anew. One that is complete and
+    of another configuration is refused, so that a forgotten --config does not undo it.
 
     \b
     Examples:

@@ -17,8 +17,10 @@ __all__ = ["quantize"]
 def quantize(workspace: Workspace, run_name: str, arm: str, seed: int, to: str) -> None:
     """Pack the ranker's FP32 rows with FBGEMM's row-wise quantization, and measure what that does to the AUC.
 
-    Every value is checked to be finite before anything is packed or written. The result is what `facet publish` reads:
-    runs/<run>/rankers/<arm>-s<seed>/<format>/ with tables/*.parquet, upper/ and release.json.
+    Every value is checked to be finite before anything is packed or written. A ranker that was trained from other
+    examples, context or facets than are there now is refused. The result is what `facet publish` reads:
+    runs/<run>/rankers/<arm>-s<seed>/<format>/ with tables/*.parquet, upper/ and release.json, which states the
+    data set, windows and settings that the ranker was trained with.
     """
     from training.quantize import quantize as run_quantize
 

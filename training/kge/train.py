@@ -170,7 +170,10 @@ def train_kge(
     module = KgeModel(config, nodes=len(graph.ids), anchor=[relation.anchor for relation in graph.relations], seed=seed)
     model = ShardedModel(module, tables, learning_rate=config.table_learning_rate, processes=processes)
     model.init_rows("node", std=config.init_std, seed=seed)
-    settings = {"facet": "kge", "seed": seed, **asdict(config), "tables": asdict(tables), "ids": ids.describe()}
+    settings = {
+        "facet": "kge", "seed": seed, **asdict(config), "tables": asdict(tables), "ids": ids.describe(),
+        "vocabularies": ids.vocabularies_sha256(),
+    }
     fitting = Fitting(
         model, config.dense_learning_rate, directory.with_name(f"{directory.name}.partial.safetensors"),
         fingerprint_of({**settings, "epochs": None}, graph.relation, graph.head, graph.tail),

@@ -1,9 +1,8 @@
 """What the ranker learns from: examples with their labels, joined point in time with Feast's offline context views."""
 
-import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +12,21 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from pipelines.contracts.context import CONTEXT_FEATURES, ContextFeature, context_matrix
-from pipelines.contracts.durable import replacing_file, sha256_of
-from pipelines.contracts.errors import InvalidConfig, NotPrepared
+from pipelines.contracts.durable import replacing_file
+from pipelines.contracts.errors import InvalidConfig, NotPrepared, StaleInput
+from pipelines.contracts.lineage import Lineage, lineage_of
+from pipelines.contracts.prepared import prepared
 from pipelines.contracts.runspec import RunSpec
 from pipelines.contracts.workspace import Run, Workspace
 
-__all__ = ["FOLDS", "Fold", "historical_context", "load_folds"]
+__all__ = ["FOLDS", "Fold", "fold_lineages", "historical_context", "load_folds"]
 
 FOLDS = ("finetune", "validation", "test")
 JOIN_CHUNK_ROWS = 50_000
 """Entity rows per offline join: each meets every older row of its entity, so memory grows with this number."""
+
+FORMAT = 1
+"""Raised when the same examples and views lead to another context than before."""
 
 _log = logging.getLogger(__name__)
 
@@ -54,30 +58,48 @@ class Fold:
         return Fold(self.user[rows], self.item[rows], self.labels[rows], self.context[rows])
 
 
-def load_folds(workspace: Workspace, run: Run, *, repo: Path | None = None) -> dict[str, Fold]:
+def load_folds(
+    workspace: Workspace, run: Run, *, repo: Path | None = None, tasks: Sequence[str] | None = None
+) -> dict[str, Fold]:
     """Examples of a run with their context, by fold.
 
-    The join with the offline store is done once and kept beside the examples (`context.npz`), under a key of the hashes
-    of everything it was made from, since every arm and seed reads the same one.
+    The join with the offline store is done once and kept beside the examples (`context.npz`), since every arm and seed
+    reads the same one. It is done anew when its lineage says that the examples or a view are others now.
 
     Args:
         repo: the Feast repository; by default the workspace's.
+        tasks: label columns; by default the run's.
 
     Raises:
         NotPrepared: no examples, no views, or a Feast repository without the views applied.
+        StaleInput: examples or views that do not fit the events.
         InvalidConfig: a fold has no examples, or a task no label of each kind in the fine-tuning fold.
     """
-    spec = RunSpec.read(workspace.require(run.spec, "prepare"))
-    table = pq.read_table(workspace.require(run.examples, "prepare"))
-    context = _cached_context(workspace, run, table, repo=repo or workspace.feature_repo)
+    stage = f"prepare --run {run.name}"
+    spec = RunSpec.read(workspace.require(run.spec, stage))
+    tasks = tuple(tasks or spec.tasks)
+    table = pq.read_table(workspace.require(run.examples, stage))
+    context = _kept_context(workspace, run, table, repo=repo or workspace.feature_repo)
     labels = np.stack(
-        [table[task].cast(pa.float32()).to_numpy() for task in spec.tasks], axis=1
+        [table[task].cast(pa.float32()).to_numpy() for task in tasks], axis=1
     )  # (N, T), null becomes NaN
     fold_of = table["fold"].to_pandas().to_numpy()
     everything = Fold(table["user"].to_numpy(), table["item"].to_numpy(), labels, context)
     folds = {name: everything.take(np.flatnonzero(fold_of == name)) for name in FOLDS}
-    _require_labels(folds, spec.tasks)
+    _require_labels(folds, tasks)
     return folds
+
+
+def fold_lineages(workspace: Workspace, run: Run) -> dict[str, Lineage]:
+    """What the folds were made from, once `load_folds` has returned them: `examples` and `context`.
+
+    Raises:
+        NotPrepared, StaleInput: as `load_folds`.
+    """
+    return {
+        "examples": prepared(workspace, run, run.examples),
+        "context": Lineage.read(lineage_of(run.context), stage=f"finetune --run {run.name}"),
+    }
 
 
 def historical_context(
@@ -157,20 +179,28 @@ def _last_stamp(view, moments: np.ndarray) -> pd.DatetimeIndex:
     return pd.DatetimeIndex(last).tz_localize("UTC")
 
 
-def _cached_context(workspace: Workspace, run: Run, examples: pa.Table, *, repo: Path) -> np.ndarray:
+def _kept_context(workspace: Workspace, run: Run, examples: pa.Table, *, repo: Path) -> np.ndarray:
     views = sorted({feature.view for feature in CONTEXT_FEATURES})
-    sources = [run.examples, *(workspace.require(workspace.views / f"{view}.parquet", "prepare") for view in views)]
-    parts = [*(sha256_of(path) for path in sources), repr(CONTEXT_FEATURES)]
-    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    path = run.directory / "context.npz"
+    inputs = {"examples": prepared(workspace, run, run.examples)}
+    inputs |= {view: prepared(workspace, run, workspace.view(view)) for view in views}
+    settings = {"format": FORMAT, "features": [asdict(feature) for feature in CONTEXT_FEATURES]}
+    path = run.context
+    try:
+        changes = Lineage.read(lineage_of(path), stage=f"finetune --run {run.name}").changes(
+            settings=settings, inputs=inputs
+        )
+    except (NotPrepared, StaleInput) as error:
+        changes = [str(error)]
+    if not changes:
+        with np.load(path, allow_pickle=False) as kept:
+            return kept["context"]
     if path.is_file():
-        with np.load(path, allow_pickle=False) as cached:
-            if str(cached["key"]) == key:
-                return cached["context"]
+        _log.info("%s is joined anew: %s", path, "; ".join(changes))
     _log.info("joining %s examples with %s", f"{len(examples):,}", ", ".join(views))
     context = historical_context(repo, examples.select(["user", "item", "event_timestamp"]).to_pandas())
     with replacing_file(path) as staging, staging.open("wb") as file:
-        np.savez(file, key=key, context=context)
+        np.savez(file, context=context)
+    Lineage.record(f"context of run {run.name}", path, settings=settings, inputs=inputs)
     return context
 
 

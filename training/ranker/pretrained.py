@@ -11,8 +11,7 @@ from safetensors.numpy import load_file
 from pipelines.contracts.errors import IntegrityError, InvalidTable
 from pipelines.contracts.runspec import FACETS
 from pipelines.contracts.workspace import Run, Workspace
-from training.facet_io import METRICS_NAME
-from training.ids import ENTITIES, RunIds, require_same_ids
+from training.ids import ENTITIES, RunIds
 from training.ranker.vocabulary import DEFAULT_ROW, Vocabulary
 
 __all__ = ["ENTITIES", "PretrainedTable", "load_pretrained", "vocabularies_of", "warm_rows"]
@@ -58,28 +57,21 @@ class PretrainedTable:
         return self.weight.shape[1]
 
 
-def load_pretrained(
-    workspace: Workspace, run: Run, *, seed: int, ids: RunIds | None = None
-) -> dict[str, PretrainedTable]:
+def load_pretrained(workspace: Workspace, run: Run, *, seed: int) -> dict[str, PretrainedTable]:
     """The four tables of a run's facets, `user.contrastive` to `item.kge`.
 
     Every arm needs them, scratch too: they fix the vocabulary and the dimensions, so that all arms have the same shape.
 
-    Args:
-        ids: which ids share a row; by default none do.
-
     Raises:
         NotPrepared: a facet of this seed was not pretrained.
-        InvalidConfig: it was pretrained with other id rules, or on another vocabulary.
         IntegrityError: a file that cannot be read.
         InvalidTable: see `PretrainedTable`.
     """
     tables = {}
     for entity in ENTITIES:
         for facet in FACETS:
-            directory, stage = run.facet(facet, seed), f"pretrain {facet} --run {run.name} --seed {seed}"
-            path = workspace.require(directory / f"{entity}.safetensors", stage)
-            require_same_ids(directory / METRICS_NAME, ids or RunIds(), pretrain=f"facet {stage}")
+            stage = f"pretrain {facet} --run {run.name} --seed {seed}"
+            path = workspace.require(run.facet(facet, seed) / f"{entity}.safetensors", stage)
             tables[f"{entity}.{facet}"] = PretrainedTable(f"{entity}.{facet}", **_read(path))
     return tables
 

@@ -536,9 +536,9 @@ def roles(workspace: Workspace) -> Target:
     good = {
         "roles": {"[lookup]": ("lookup",), "[rank, metrics]": ("rank", "metrics")},
         "token_sha256": {token_sha256(word): token_sha256(word) for word in (secret, "other")} | {"null": None},
-        "certificate": {"one.example": "one.example", "'two.example'": "two.example", "null": None},
+        "certificate": {"one.example": "one.example", "'two.example'": "two.example", "7": "7", "null": None},
     }
-    bad = {"roles": ["[]", "[root]", "lookup", "null"], "token_sha256": [secret, "5"], "certificate": ["[a]", "7"]}
+    bad = {"roles": ["[]", "[root]", "lookup", "null"], "token_sha256": [secret, "5"], "certificate": ["[a]", "1.5"]}
 
     def read() -> Roles | None:
         try:

@@ -28,7 +28,7 @@ from pipelines.contracts.errors import (
 )
 from pipelines.contracts.freshness import FreshnessLimits
 from pipelines.publish import publish
-from tests.releases import write_release
+from tests.releases import retell_windows, write_release
 from tests.waiting import PATIENCE_S, FakeClock
 
 STEPS = 6
@@ -125,9 +125,7 @@ def test_it_refuses_before_any_step(fleet, own_workspace) -> None:
 def test_stale_pretraining_is_refused_before_any_step_unless_forced(fleet, own_workspace, tmp_path, caplog) -> None:
     workspace, tier, ranker = fleet
     release = write_release(tmp_path / "stale", seed=3)
-    content = json.loads((release / "release.json").read_text())
-    content["windows"]["pretrain"] = ["2010-06-01", "2010-07-01"]  # 274 days before fine-tuning
-    (release / "release.json").write_text(json.dumps(content))
+    retell_windows(release, pretrain=["2010-06-01", "2010-07-01"])  # 274 days before fine-tuning
     publish(workspace, release, limits=FreshnessLimits(refuse_days=300))
     own_workspace.apply()
     own_workspace.materialize([spec.view_name(3) for spec in workspace.versions.manifest(3).tables])

@@ -12,6 +12,7 @@ from pipelines.contracts.manifest import Manifest
 from pipelines.contracts.sealed import write_sealed
 from pipelines.contracts.spec import TableSpec
 from pipelines.contracts.windows import Windows
+from tests.lineages import invented_ranker
 
 AS_OF = datetime(2011, 7, 1, tzinfo=UTC)
 WINDOWS = Windows.from_dict(
@@ -33,6 +34,7 @@ def manifest(tmp_path: Path) -> Manifest:
     spec = TableSpec("item.kge", 8, 2, "int4", "vocabulary", "00" * 8)
     made = Manifest(
         version=4, dataset="shop", created_at=AS_OF, as_of=AS_OF, windows=WINDOWS, parents=(2, 3), tables=(spec,),
+        lineage=invented_ranker(dataset="shop", windows=WINDOWS, tasks=["purchase"]),
         metrics={"auc": {"purchase": 0.71}}, files={"tables/item.kge.parquet": sha256_of(path)},
     )
     made.write(tmp_path)
@@ -47,7 +49,8 @@ def test_what_is_read_is_what_was_written(tmp_path: Path, manifest: Manifest) ->
 
 def test_its_name_depends_on_everything_in_it(manifest: Manifest) -> None:
     others = [replace(manifest, version=5), replace(manifest, metrics={}), replace(manifest, files={})]
-    assert len({manifest.sha256, *(other.sha256 for other in others)}) == 4
+    others.append(replace(manifest, lineage=invented_ranker(dataset="shop", windows=WINDOWS, tasks=["buy"])))
+    assert len({manifest.sha256, *(other.sha256 for other in others)}) == 5
 
 
 def test_a_table_by_name(manifest: Manifest) -> None:
@@ -72,13 +75,14 @@ def test_an_altered_manifest_is_refused_by_name(tmp_path: Path, manifest: Manife
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("format", 2), ("format", None), ("parents", 3), ("tables", [{}]), ("as_of", "soon")]
+    ("key", "value"),
+    [("format", 1), ("format", 3), ("format", None), ("parents", 3), ("tables", [{}]), ("as_of", "soon")],
 )
 def test_a_sealed_manifest_that_is_not_understood_is_refused_by_name(
     tmp_path: Path, manifest: Manifest, key: str, value: object
 ) -> None:
     write_sealed(tmp_path / "manifest.json", json.dumps({**json.loads(manifest.to_json()), key: value}))
-    with pytest.raises(IntegrityError, match=r"manifest\.json cannot be understood: expected a manifest of format 1"):
+    with pytest.raises(IntegrityError, match=r"manifest\.json cannot be understood: expected a manifest of format 2"):
         Manifest.read(tmp_path, version=4)
 
 
@@ -101,7 +105,8 @@ def test_an_altered_or_missing_file_is_named(tmp_path: Path, manifest: Manifest)
         {"as_of": "2011-07-01"}, {"as_of": 5}, {"created_at": None}, {"files": []}, {"files": {"a": 1}},
         {"files": {"a": "ab"}}, {"files": {"../a": "ab" * 32}}, {"files": {"/a": "ab" * 32}},
         {"files": {"a/../b": "ab" * 32}}, {"files": {"": "ab" * 32}}, {"metrics": []}, {"more": 1}, {"dataset": None},
-        {"windows": {}},
+        {"windows": {}}, {"lineage": {}}, {"lineage": {"artefacts": []}}, {"lineage": None},
+        {"lineage": {"artefacts": [{"what": "x", "files": {"a": "b"}, "settings": {}, "inputs": {}}]}},
     ],
     ids=str,
 )
@@ -113,7 +118,7 @@ def test_a_sealed_manifest_whose_values_do_not_fit_is_refused(
         Manifest.read(tmp_path, version=4)
 
 
-@pytest.mark.parametrize("key", ["version", "tables", "files", "as_of", "format"])
+@pytest.mark.parametrize("key", ["version", "tables", "files", "as_of", "format", "lineage"])
 def test_a_sealed_manifest_that_lacks_something_is_refused(tmp_path: Path, manifest: Manifest, key: str) -> None:
     raw = json.loads(manifest.to_json())
     del raw[key]

@@ -29,9 +29,9 @@ WRONG: dict[str, tuple[Callable[[dict], object], str]] = {
     "unknown transform": (
         lambda raw: raw["context"][0].update(transform="sqrt"), r"user_context:events_7d.*'log1p'.*got 'sqrt'"
     ),
-    "unknown key of a feature": (lambda raw: raw["context"][0].update(scale=2), r"context: unknown key.*scale"),
-    "a feature without column": (lambda raw: raw["context"][0].pop("column"), r"context: missing key.*column"),
-    "a feature that is text": (lambda raw: raw["context"].append("events"), r"context: expected a mapping"),
+    "unknown key of a feature": (lambda raw: raw["context"][0].update(scale=2), r"context\[0\]: unknown key.*scale"),
+    "a feature without column": (lambda raw: raw["context"][0].pop("column"), r"context\[0\]: missing key.*column"),
+    "a feature that is text": (lambda raw: raw["context"].append("events"), r"context\[1\]: expected a mapping"),
     "no tasks": (lambda raw: raw.update(tasks=[]), r"tasks: expected 1 to"),
     "a task twice": (lambda raw: raw.update(tasks=["click", "click"]), r"tasks: expected distinct names"),
     "a task without name": (lambda raw: raw.update(tasks=[""]), r"tasks: expected distinct names"),

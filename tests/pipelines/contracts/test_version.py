@@ -17,6 +17,7 @@ from pipelines.contracts.errors import IntegrityError, VersionConflict, VersionI
 from pipelines.contracts.manifest import Manifest
 from pipelines.contracts.version import VersionStore
 from pipelines.contracts.windows import Windows
+from tests.lineages import invented_ranker
 
 MOMENT = datetime(2011, 7, 1, tzinfo=UTC)
 WINDOWS = Windows.from_dict(
@@ -27,7 +28,10 @@ WINDOWS = Windows.from_dict(
         "test": ["2011-04-01", "2011-05-01"],
     }
 )
-MANIFEST = Manifest(version=1, dataset="shop", created_at=MOMENT, as_of=MOMENT, windows=WINDOWS, parents=(), tables=())
+MANIFEST = Manifest(
+    version=1, dataset="shop", created_at=MOMENT, as_of=MOMENT, windows=WINDOWS, parents=(), tables=(),
+    lineage=invented_ranker(dataset="shop", windows=WINDOWS, tasks=["buy"]),
+)
 
 
 @pytest.fixture

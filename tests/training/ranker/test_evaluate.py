@@ -7,7 +7,8 @@ import pytest
 from click.testing import CliRunner
 from scipy.stats import ttest_rel
 
-from pipelines.contracts.errors import InvalidConfig, NotPrepared
+from pipelines.contracts.errors import InvalidConfig, NotPrepared, StaleInput
+from pipelines.contracts.lineage import lineage_of
 from pipelines.contracts.runspec import ARMS
 from training.commands.evaluate import evaluate as command
 from training.ranker.evaluate import evaluate, summarize
@@ -55,6 +56,25 @@ def test_evaluation_is_written_goes_on_where_it_was_and_prints(world):
     assert len(stamps) == 8
     assert run() == output
     assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
+
+
+def test_a_facet_of_another_configuration_is_refused_and_a_missing_one_pretrained(world, monkeypatch):
+    config = world.workspace.root / "small.yaml"
+    words = ["--run", "v1", "--seeds", "2", "--config", str(config)]
+
+    def run() -> None:
+        CliRunner().invoke(command, words, obj=world.workspace, catch_exceptions=False)
+
+    config.write_text("ranker: {epochs: 1}\nkge: {epochs: 7}")
+    refusal = r"setting kge.epochs: \d+, now 7.*`facet pretrain kge --run v1 --seed 0 --force`"
+    with pytest.raises(StaleInput, match=refusal):
+        run()
+    lineage_of(world.run.facet("kge", 0)).unlink()
+    trained = []
+    monkeypatch.setattr("training.kge.train.train_kge", lambda *_, **__: trained.append("kge") or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run()
+    assert trained == ["kge"]
 
 
 def test_no_seed_and_no_prepared_run_are_refused(world, small):

@@ -1,29 +1,37 @@
 """One arm from workspace to workspace: files, resumption, refusals, and two processes."""
 
 import json
+import logging
 import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
+from datetime import date
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
-from pipelines.contracts.errors import IntegrityError, InvalidConfig, InvalidTable, NotPrepared
-from pipelines.contracts.runspec import ARMS
+from pipelines.contracts.errors import IntegrityError, InvalidConfig, InvalidTable, NotPrepared, StaleInput
+from pipelines.contracts.lineage import Lineage, lineage_of
+from pipelines.contracts.runspec import ARMS, FACETS, RunSpec
 from pipelines.contracts.workspace import Workspace
+from tests.lineages import invented_events, record_again, record_prepared
 from tests.waiting import PROGRAM_S
 from training.commands.finetune import finetune as command
+from training.ids import IdsConfig, RunIds
 from training.ranker.checkpoint import TrainedRanker, score
 from training.ranker.finetune import finetune
 from training.ranker.inputs import load_folds
 from training.ranker.metrics import task_aucs
 from training.tables import TableOptions
 
+VIEWS = ("user_context", "item_context", "user_item_context")
 SMALL = """
 ranker: {epochs: 1, batch_rows: 512, hidden: [16], cross_rank: 4, row_scale: 0.5, row_dropout: 0.0}
 """
@@ -84,8 +92,107 @@ def test_what_is_trained_is_not_trained_again_unless_an_input_changed(world, sma
     path = world.run.facet("kge", 0) / "user.safetensors"
     tensors = load_file(path)
     save_file({**tensors, "weight": tensors["weight"] * 2 + 1}, path)
+    record_again(path.parent)
     run_arm(world, replace(config, table_learning_rate=0.02))
     assert (world.run.ranker("both", 0) / "metrics.json").stat().st_mtime_ns != changed
+
+
+def ranker_lineage(world) -> Lineage:
+    return Lineage.read(lineage_of(world.run.ranker("both", 0)), stage="finetune")
+
+
+def test_a_ranker_says_what_it_was_made_from(world, small):
+    config = replace(small, epochs=1)
+    run_arm(world, config)
+    run, made = world.run, ranker_lineage(world)
+    tables = {f"both-s0/tables/{entity}.{facet}.safetensors" for entity in ("user", "item") for facet in FACETS}
+    assert set(made.files) == {*tables, "both-s0/upper/config.json", "both-s0/upper/model.safetensors"}
+    paths = {"examples": run.examples, "context": run.context, **{facet: run.facet(facet, 0) for facet in FACETS}}
+    assert made.inputs == {name: Lineage.read(lineage_of(path), stage="test") for name, path in paths.items()}
+    views = {name: lineage_of(world.workspace.view(name)) for name in VIEWS}
+    assert made.inputs["context"].inputs == {
+        "examples": made.inputs["examples"], **{name: Lineage.read(path, stage="test") for name, path in views.items()}
+    }
+    spec = RunSpec.read(run.spec)
+    told = {
+        "arm": "both", "seed": 0, "tasks": ["click", "convert"], "dataset": "planted",
+        "windows": spec.windows.to_dict(), "ranker": config.to_dict(),
+        "tables": asdict(TableOptions()), "ids": RunIds().describe(), "vocabularies": {},
+    }
+    assert {name: made.settings[name] for name in told} == told
+
+
+def test_a_ranker_of_other_inputs_or_settings_is_trained_anew(world, small, caplog):
+    """Other examples, another view, another facet, other windows, another configuration: the log says which."""
+    caplog.set_level(logging.INFO)
+    config, options, ids = replace(small, epochs=1), TableOptions(), None
+
+    def said() -> list[str]:
+        caplog.clear()
+        finetune(world.workspace, world.run, arm="both", seed=0, config=config, options=options, id_configs=ids)
+        return [text.partition(" is trained anew: ")[2] for text in caplog.messages if "is trained anew" in text]
+
+    assert said() == [] and "trained already" not in caplog.text
+    assert said() == [] and "trained already" in caplog.text
+    table = pq.read_table(world.run.examples)
+    pq.write_table(table.replace_schema_metadata({"changed": "yes"}), world.run.examples)
+    record_again(world.run.examples)
+    assert said() == ["examples of run v1"] and "is joined anew: examples of run v1" in caplog.text
+    view = world.workspace.view("user_context")
+    table = pq.read_table(view)
+    days = pc.multiply(table["events_7d"], 2)
+    pq.write_table(table.set_column(table.schema.get_field_index("events_7d"), "events_7d", days), view)
+    record_again(view)
+    world.apply_features()
+    assert said() == ["context of run v1 (the view user_context)"] and said() == []
+    path = world.run.facet("kge", 0) / "item.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, "weight": tensors["weight"] * 2}, path)
+    record_again(path.parent)
+    assert said() == ["kge facet of run v1, seed 0"] and said() == []
+    spec = RunSpec.read(world.run.spec)
+    test = replace(spec.windows.test, end=date(2024, 4, 2))
+    replace(spec, windows=replace(spec.windows, test=test)).write(world.run.spec)
+    assert said() == ['setting windows.test: ["2024-03-15", "2024-04-01"], now ["2024-03-15", "2024-04-02"]']
+    config = replace(config, dense_learning_rate=0.01)
+    assert said() == [f"setting ranker.dense_learning_rate: {small.dense_learning_rate}, now 0.01"]
+    options = replace(options, eps=1e-6)
+    assert said() == ["setting tables.eps: 1e-08, now 1e-06"] and said() == []
+    weights = world.run.ranker("both", 0) / "upper" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes() + b"x")
+    assert "upper/model.safetensors: expected the file that `facet finetune --run v1 --arm both" in said()[0]
+    lineage_of(world.run.ranker("both", 0)).unlink()
+    assert "lineage.json is not there" in said()[0] and said() == []
+
+
+def test_a_facet_that_does_not_fit_is_refused_by_name(world, small):
+    """Other pairs, another graph, another window, other ids, another log: what changed, and what mends it."""
+    command = r"Run `facet pretrain {} --run v1 --seed 0`, which trains it anew"
+    for facet, name in (("contrastive", "pairs"), ("kge", "graph")):
+        path = {"pairs": world.run.pairs, "graph": world.run.graph / "edges.parquet"}[name]
+        before = path.read_bytes() if path.exists() else None
+        path.write_bytes(b"others")
+        record_prepared(world.workspace, world.run, log="more clicks")
+        causes = rf"{facet} facet of run v1, .*got {name} of run v1 \(the events \(the log /logs/shop.csv\)\)"
+        with pytest.raises(StaleInput, match=causes + r"\. " + command.format(facet)):
+            run_arm(world, small)
+        path.write_bytes(before) if before else path.unlink()
+        record_prepared(world.workspace, world.run)
+    spec = RunSpec.read(world.run.spec)
+    shorter = replace(spec.windows, pretrain=replace(spec.windows.pretrain, end=date(2024, 1, 30)))
+    replace(spec, windows=shorter).write(world.run.spec)
+    with pytest.raises(StaleInput, match=r"setting window_end: .*" + command.format("contrastive")):
+        run_arm(world, small)
+    spec.write(world.run.spec)
+    with pytest.raises(StaleInput, match=r"setting ids.item.buckets: 0, now 5.*--config.*contrastive.*--force"):
+        finetune(
+            world.workspace, world.run, arm="both", seed=0, config=small, options=TableOptions(),
+            id_configs={"item": IdsConfig("hash", buckets=5)},
+        )
+    invented_events("more clicks").write(lineage_of(world.workspace.events))
+    with pytest.raises(StaleInput, match=r"other events.*the log.*Run `facet prepare --run v1`"):
+        run_arm(world, small)
+    assert not (world.run.directory / "rankers").exists()
 
 
 def test_a_crash_leaves_no_half_written_ranker(world, small, monkeypatch):
@@ -93,9 +200,10 @@ def test_a_crash_leaves_no_half_written_ranker(world, small, monkeypatch):
         (directory / "half").touch()
         raise OSError("no space left on device")
 
+    run_arm(world, replace(small, epochs=1))
     monkeypatch.setattr(TrainedRanker, "save", crash)
     with pytest.raises(OSError, match="no space"):
-        run_arm(world, replace(small, epochs=1))
+        run_arm(world, replace(small, epochs=1, dense_learning_rate=0.01))
     assert not list((world.run.directory / "rankers").iterdir())
 
 
@@ -104,6 +212,7 @@ def test_nan_in_a_facet_is_refused_before_anything_is_written(world, small):
     tensors = load_file(path)
     tensors["weight"][3, 1] = np.nan
     save_file(tensors, path)
+    record_again(path.parent)
     with pytest.raises(InvalidTable, match=r"item\.contrastive"):
         run_arm(world, small)
     assert not (world.run.directory / "rankers").exists()

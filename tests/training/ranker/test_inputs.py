@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pipelines.contracts.context import CONTEXT_FEATURES
 from pipelines.contracts.errors import InvalidConfig, NotPrepared
+from tests.lineages import record_again
 from training.ranker import inputs
 from training.ranker.inputs import historical_context, load_folds
 
@@ -87,7 +88,7 @@ def test_a_planted_future_event_never_shows_in_an_earlier_example(world):
     future = pc.greater_equal(table["event_timestamp"], cut)
     loud = pc.if_else(future, 1e6, table["events_7d"])
     pq.write_table(table.set_column(table.schema.get_field_index("events_7d"), "events_7d", loud), planted)
-    (world.run.directory / "context.npz").unlink()
+    record_again(planted)
     world.apply_features()
     after = load_folds(world.workspace, world.run)
     column = COLUMN["user_context__events_7d"]
@@ -117,6 +118,7 @@ def test_the_join_is_done_once_and_again_when_an_input_changes(world, monkeypatc
     np.testing.assert_array_equal(first["test"].context, again["test"].context)
     table = pq.read_table(world.run.examples)
     pq.write_table(table.slice(0, len(table)).replace_schema_metadata({"changed": "yes"}), world.run.examples)
+    record_again(world.run.examples)
     load_folds(world.workspace, world.run)
     assert calls == [1]
 
@@ -125,6 +127,7 @@ def test_a_fold_without_labels_is_refused(world):
     table = pq.read_table(world.run.examples)
     nothing = pa.nulls(len(table), pa.float32())
     pq.write_table(table.set_column(table.schema.get_field_index("convert"), "convert", nothing), world.run.examples)
+    record_again(world.run.examples)
     with pytest.raises(InvalidConfig, match="'convert' cannot be learned"):
         load_folds(world.workspace, world.run)
 
@@ -132,6 +135,7 @@ def test_a_fold_without_labels_is_refused(world):
 def test_an_empty_fold_is_refused(world):
     table = pq.read_table(world.run.examples)
     pq.write_table(table.filter(pc.not_equal(table["fold"], "test")), world.run.examples)
+    record_again(world.run.examples)
     with pytest.raises(InvalidConfig, match="fold 'test'"):
         load_folds(world.workspace, world.run)
 
