@@ -95,9 +95,7 @@ def write_events(
     write_parquet(events, workspace.events, events.schema)
     with replacing_file(_facts_path(workspace)) as staging:
         staging.write_text(json.dumps(asdict(facts), indent=1))
-    Lineage.of(
-        "the events", [workspace.events], within=workspace.root, settings=settings, inputs={"log": log}
-    ).write(lineage_of(workspace.events))
+    Lineage.record("the events", workspace.events, settings=settings, inputs={"log": log})
 
 
 def events_lineage(workspace: Workspace) -> Lineage:

@@ -64,9 +64,10 @@ class _Part:
     def is_current(self, events: Lineage) -> bool:
         try:
             made = Lineage.read(self.lineage, stage="prepare")
-        except (NotPrepared, StaleInput) as error:
-            if not isinstance(error, NotPrepared):
-                logger.info("%s", error)
+        except NotPrepared:
+            return False
+        except StaleInput as error:
+            logger.info("%s", error)
             return False
         changes = made.changes(settings=self.settings, inputs={"events": events})
         if changes:

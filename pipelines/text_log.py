@@ -1,7 +1,7 @@
 """CSV logs: the files of one log as one relation whose columns have the types that the data set says, and no others.
 
-Nothing is guessed. Every column is read as text, files are put together by the names in their headers, and what is no
-value of its column's type is refused with the file and an example.
+Nothing is guessed. Every column is read as text, and files are put together by the names in their headers. A text that
+is no value of the declared type becomes null, which `pipelines.log` refuses.
 """
 
 import csv

@@ -231,7 +231,7 @@ def _different(before: Any, now: Any, name: str) -> list[str]:
 
 
 def _different_inputs(before: dict[str, Lineage], now: dict[str, Lineage], told: set[tuple[str, str]]) -> list[str]:
-    """Args: told: content before and now of what was named, with its causes: they are said once."""
+    """The inputs whose content changed, each with its causes unless `told` has them: (content before, content now)."""
     lines = []
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
