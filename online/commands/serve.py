@@ -10,7 +10,6 @@ import click
 from online.commands.serve_cpu_tier import cpu_tier
 from online.commands.serve_ranker import ranker
 from online.heap import bound_heap
-from online.rpc.polling import read_in_waiting_threads
 
 __all__ = ["serve"]
 
@@ -28,7 +27,6 @@ def serve() -> None:
     on SIGTERM or Ctrl-C after the requests under way.
     """
     bound_heap()
-    read_in_waiting_threads()
 
 
 @serve.result_callback()

@@ -1,7 +1,6 @@
 """The rival of a lookup: a plain synchronous gRPC server, raw bytes in, so many raw bytes out, nothing done in between.
 
-`python -m tests.benchmarks.echo_server BYTES` prints its port when it answers. With `--polls-as-ours` its sockets are
-read as those of our servers are.
+`python -m tests.benchmarks.echo_server BYTES` prints its port when it answers.
 """
 
 import os
@@ -9,8 +8,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
-
-from online.rpc.polling import read_in_waiting_threads
 
 __all__ = ["METHOD"]
 
@@ -27,8 +24,6 @@ class _Echo(grpc.GenericRpcHandler):
 
 
 if __name__ == "__main__":
-    if "--polls-as-ours" in sys.argv:
-        read_in_waiting_threads()
     server = grpc.server(ThreadPoolExecutor(THREADS))
     server.add_generic_rpc_handlers((_Echo(os.urandom(int(sys.argv[1]))),))
     print(server.add_insecure_port("127.0.0.1:0"), flush=True)

@@ -1,8 +1,8 @@
-"""One client of a lookup, as a process of its own; what it asks, and how its process polls.
+"""One client of a lookup, as a process of its own, and what it asks.
 
 `python -m tests.benchmarks.lookup_client KIND ADDRESS BATCH ROWS REQUEST_BYTES` asks as often as a line on stdin says,
 and prints what every call took: a JSON list of seconds. In one process, a client would find the caches full of what
-the others do, and all would poll alike.
+the others do.
 """
 
 import json
@@ -14,22 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from online.rpc.polling import read_in_waiting_threads
 from tests.benchmarks.harness import timed
 from tests.releases import entity_ids
 
 __all__ = ["KINDS", "TABLE", "ClientSide"]
 
 TABLE = "item.kge"
-AS_RANKER = "LookupClient to a CPU host"
 KINDS = {
-    "ours": AS_RANKER,
-    "ours_stock_polling": f"{AS_RANKER}, in a process that polls as gRPC does by itself",
+    "ours": "LookupClient to a CPU host",
     "echo": "grpc echo of as many raw bytes",
-    "echo_polling": "that echo, client and server polling as ours",
     "socket": "the same messages over a Unix socket",
 }
-"""Kind -> what it is. `ours` polls as `facet serve ranker` does."""
+"""Kind -> what it is."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,7 @@ class ClientSide:
 
 
 def _asking(kind: str, address: str, message: bytes) -> Callable[[np.ndarray], Any]:
-    if kind in ("ours", "ours_stock_polling"):
+    if kind == "ours":
         from online.lookup.client import LookupClient
 
         client = LookupClient([address])
@@ -76,8 +72,6 @@ def _asking(kind: str, address: str, message: bytes) -> Callable[[np.ndarray], A
 
 
 def _main(kind: str, address: str, batch: int, rows: int, request_bytes: int, lines: Iterable[str]) -> None:
-    if kind in ("ours", "echo_polling"):
-        read_in_waiting_threads()
     ask = _asking(kind, address, bytes(request_bytes))
     random, known = np.random.default_rng(0), entity_ids("item", rows)
     for line in lines:

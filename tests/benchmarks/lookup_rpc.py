@@ -38,19 +38,12 @@ FEAST_START_S = 90
 def against_echo(serving: Serving) -> Iterator[Result]:
     """One client, one request at a time: our client and server, the echo, and the same messages over a Unix socket.
 
-    The echo is what gRPC is without us: its synchronous server, which is its fastest in Python. Our client polls as a
-    ranker does, whose lookups these are; what it takes in a process that polls as gRPC does by itself is said too.
+    The echo is what gRPC is without us: its synchronous server, which is its fastest in Python.
     """
     host, sizes = serving.fleet().cpu_tiers[0].address, serving.sizes
     request_bytes, reply_bytes = _message_sizes(serving, host)
-    echoes = [
-        f"127.0.0.1:{serving.start('tests.benchmarks.echo_server', str(reply_bytes), *how)[1]}"
-        for how in ((), ("--polls-as-ours",))
-    ]
-    addresses = {
-        "ours": host, "ours_stock_polling": host, "echo": echoes[0], "echo_polling": echoes[1],
-        "socket": serving.socket_server()[0],
-    }
+    echo = f"127.0.0.1:{serving.start('tests.benchmarks.echo_server', str(reply_bytes))[1]}"
+    addresses = {"ours": host, "echo": echo, "socket": serving.socket_server()[0]}
     sides = {
         kind: ClientSide(
             KINDS[kind], calls=sizes.short_calls, process=serving.run(
@@ -62,12 +55,11 @@ def against_echo(serving: Serving) -> Iterator[Result]:
     timings = interleave(list(sides.values()), rounds=sizes.short_rounds, label="lookup over gRPC")
     for side in sides.values():
         side.process.kill()
-    ours, stock_polling, rival, rival_polling, socket = (timings[side.name] for side in sides.values())
+    ours, rival, socket = (timings[side.name] for side in sides.values())
     said = {
         "batch": sizes.batch, "rows": sizes.rows, "request_bytes": request_bytes, "reply_bytes": reply_bytes,
         "threads": 1, "rounds": len(ours.rounds), "calls_a_round": ours.calls, "server": "grpc.aio",
-        "parts_us": _parts(serving), "vs_echo_polling_as_ours": ours.seconds / rival_polling.seconds,
-        "stock_polling_vs_echo": stock_polling.seconds / rival.seconds,
+        "parts_us": _parts(serving),
         "rounds_us": {kind: [s * 1e6 for s in timings[side.name].rounds] for kind, side in sides.items()},
     }
     yield overhead(

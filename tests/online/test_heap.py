@@ -4,7 +4,9 @@ import subprocess
 import sys
 
 import pytest
+from click.testing import CliRunner
 
+from online.commands import serve as serve_module
 from tests.waiting import PROGRAM_S
 
 THREADS = 16
@@ -47,3 +49,10 @@ def kept(how: str) -> int:
 
 def test_what_was_freed_is_given_back() -> None:
     assert kept("bounded") < kept("as it comes") / 2
+
+
+def test_servers_are_bounded_before_they_start(monkeypatch) -> None:
+    called = []
+    monkeypatch.setattr(serve_module, "bound_heap", lambda: called.append("heap"))
+    assert CliRunner().invoke(serve_module.serve, ["cpu-tier", "--help"]).exit_code == 0
+    assert called == ["heap"]
