@@ -30,6 +30,8 @@ STOP_TIMEOUT_S = 20
 ARM = "both"
 MARGIN_S, PAUSE_S = 5, 3
 """Seconds of traffic before the second version and after its rollout; and between the phases of the rollout."""
+THINK_MS = 20
+"""How long each of two clients waits before a request: without it they would keep the cores from what is shown."""
 BEGINNING = "2000-01-01T00:00:00"
 
 
@@ -180,9 +182,9 @@ class Demo:
                         "--out", str(lookup_file))
             with self._server("ranker", "--cpu-tier", tier.address, "--versions", "1") as ranker:
                 load = self._start(
-                    "load", "--ranker", ranker.address, "--concurrency", "2", "--requests", str(self.requests),
-                    "--until", str(enough), "--candidates", str(self.candidates), "--version", "1",
-                    "--out", str(load_file),
+                    "load", "--ranker", ranker.address, "--concurrency", "2", "--think-ms", str(THINK_MS),
+                    "--requests", str(self.requests), "--until", str(enough), "--candidates", str(self.candidates),
+                    "--version", "1", "--out", str(load_file),
                 )
                 try:
                     time.sleep(MARGIN_S)

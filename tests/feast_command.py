@@ -1,7 +1,7 @@
 """The stock `feast` command, as tests start it that need it for something else than its start.
 
-Its own type checks, which Feast compiles while it is imported, take most of that. As the console script it runs in
-`tests/feature_repo/test_commands.py` and in the demo.
+Its own type checks, which Feast compiles while it is imported, take most of that. As the console script it runs in the
+demo.
 """
 
 import sys

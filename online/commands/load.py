@@ -59,6 +59,10 @@ class Rates(click.ParamType):
     "--concurrency", type=click.IntRange(1, 512),
     help="Threads; by default 4, or 64 of an open loop, which needs as many as requests are under way at a time.",
 )
+@click.option(
+    "--think-ms", type=click.FloatRange(0, 60_000), default=0.0, show_default=True,
+    help="How long a thread of a closed loop waits before each request.",
+)
 @click.option("--attempts", type=click.IntRange(1), default=1, show_default=True, help="Tries of a request.")
 @click.option(
     "--timeout", type=click.FloatRange(0, min_open=True), default=5.0, show_default=True,
@@ -84,9 +88,9 @@ class Rates(click.ParamType):
 @click.pass_obj
 def load(
     workspace: Workspace, rankers: tuple[str, ...], tiers: tuple[str, ...], requests: int | None, seconds: float,
-    until: Path | None, rates: tuple[float, ...] | None, concurrency: int | None, attempts: int, timeout: float,
-    deadline_ms: float | None, candidates: int, batch: int, table: str | None, version: int | None, zipf: float,
-    unknown_share: float, now, verify: bool, seed: int, out: Path | None, plot: Path | None, security,
+    until: Path | None, rates: tuple[float, ...] | None, concurrency: int | None, think_ms: float, attempts: int,
+    timeout: float, deadline_ms: float | None, candidates: int, batch: int, table: str | None, version: int | None,
+    zipf: float, unknown_share: float, now, verify: bool, seed: int, out: Path | None, plot: Path | None, security,
 ) -> None:
     """Send live traffic and say what came of it, as JSON.
 
@@ -96,7 +100,7 @@ def load(
     would have shown.
 
     \b
-    Closed loop: each thread sends its next request when its last was answered.
+    Closed loop: each thread sends its next request when its last was answered, --think-ms later.
     Open loop (--rate): requests arrive at random, R a second, whatever the servers do. Latency counts from when a
     request was due, so that a stall shows in all the requests that it held up; `lag_ms` is how late they were sent.
       facet load --ranker 127.0.0.1:7080 --rate 50,100,200 --seconds 20 --deadline-ms 50 --plot curve.svg
@@ -116,6 +120,11 @@ def load(
             "target of the load", expected="one of --ranker and --lookup", got="both" if rankers else "neither",
             remedy="Name the servers to send requests to.",
         )
+    if rates and think_ms:
+        raise InvalidConfig(
+            "loop of the load", expected="one of --rate (open) and --think-ms (closed)", got="both",
+            remedy="Leave one out.",
+        )
     manifest = workspace.versions.manifest(version or workspace.versions.current() or 1)
     population = Population.of_version(
         workspace, manifest.version, seed=seed, unknown_share=unknown_share, zipf_exponent=zipf
@@ -125,15 +134,16 @@ def load(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     concurrency = concurrency or (64 if rates else 4)
+    loop = {"concurrency": concurrency} | ({} if rates else {"think_ms": think_ms})
     common = {
         "requests": requests or (1 if rates and seconds else REQUESTS), "seconds": seconds, "until": until,
-        "concurrency": concurrency, "seed": seed, "attempts": attempts, "timeout_s": timeout,
-        "deadline_ms": deadline_ms, "stop": stop, "security": security,
+        "concurrency": concurrency, "think_s": think_ms / 1e3, "seed": seed, "attempts": attempts,
+        "timeout_s": timeout, "deadline_ms": deadline_ms, "stop": stop, "security": security,
     }
     if tiers:
         name = table or next(spec.name for spec in manifest.tables if spec.entity == "item")
         manifest.table(name)
-        about = {"table": name, "version": manifest.version, "concurrency": concurrency}
+        about = {"table": name, "version": manifest.version, **loop}
 
         def step(rate: float | None) -> dict[str, Any]:
             traffic = lookup_traffic(
@@ -148,7 +158,7 @@ def load(
                 rankers, population, candidates=candidates, now_seconds=moment.timestamp(), rate=rate, **common
             )
             verdict = _verified(workspace, traffic) if verify and len(traffic.answers) else {}
-            return {**traffic.summary(), "candidates": candidates, "concurrency": concurrency, **verdict}
+            return {**traffic.summary(), "candidates": candidates, **loop, **verdict}
 
     steps = _steps(step, rates or (None,), stop.is_set)
     text = json.dumps(steps[0] if len(steps) == 1 else {"steps": steps}, indent=1)

@@ -40,10 +40,13 @@ class _Pace(Protocol):
 
 
 class _Closed:
-    def __init__(self, enough: Callable[[int, float], bool], clock: Clock) -> None:
-        self._enough, self._sent, self._clock, self._began = enough, count(), clock, clock.now()
+    def __init__(self, think_s: float, enough: Callable[[int, float], bool], clock: Clock) -> None:
+        self._think_s, self._enough, self._sent, self._clock = think_s, enough, count(), clock
+        self._began = clock.now()
 
     def begin(self) -> float:
+        if self._think_s:
+            self._clock.sleep(self._think_s)
         now = self._clock.now()
         if self._enough(next(self._sent), now - self._began):
             raise _Ended
@@ -82,7 +85,7 @@ class _Poisson:
 
 def drive(
     send: Send, *, requests: int, seconds: float, concurrency: int, seed: int, rate: float | None = None,
-    until: Path | None = None, stop: threading.Event | None = None, clock: Clock = CLOCK,
+    think_s: float = 0.0, until: Path | None = None, stop: threading.Event | None = None, clock: Clock = CLOCK,
 ) -> float:
     """Send requests from `concurrency` threads until there were enough.
 
@@ -91,6 +94,7 @@ def drive(
         requests, seconds, until: the drive ends when both numbers are reached and the file exists (None: no file).
         rate: requests a second of an open loop, as Poisson arrivals; None: a closed loop, each thread sending its next
             request when its last was answered.
+        think_s: how long a thread of a closed loop waits before each of its requests.
         concurrency: also of an open loop; with too few threads requests are sent late.
         stop: set it to end the drive early.
         clock: what arrivals are due by, and waited for by.
@@ -106,9 +110,11 @@ def drive(
     def enough(sent: int, after_s: float) -> bool:
         return ended() or (sent >= requests and after_s >= seconds and (until is None or until.exists()))
 
-    pace: _Pace = (
-        _Closed(enough, clock) if rate is None else _Poisson(rate, seed, enough=enough, ended=ended, clock=clock)
-    )
+    pace: _Pace
+    if rate is None:
+        pace = _Closed(think_s, enough, clock)
+    else:
+        pace = _Poisson(rate, seed, enough=enough, ended=ended, clock=clock)
 
     def work(thread: int) -> None:
         random = np.random.default_rng([seed, thread])

@@ -260,15 +260,15 @@ class LookupTraffic(Traffic):
 def rank_traffic(
     targets: str | Sequence[str], population: Population, *, requests: int, seconds: float, concurrency: int,
     candidates: int, now_seconds: float, seed: int, until: Path | None = None, stop: threading.Event | None = None,
-    attempts: int = 1, timeout_s: float = 5.0, rate: float | None = None, deadline_ms: float | None = None,
-    security: ClientSecurity | None = None, clock: Clock = CLOCK,
+    attempts: int = 1, timeout_s: float = 5.0, rate: float | None = None, think_s: float = 0.0,
+    deadline_ms: float | None = None, security: ClientSecurity | None = None, clock: Clock = CLOCK,
 ) -> RankTraffic:
     """Drive rankers; every answer is kept for `online.ranking.verify`.
 
     Args:
         candidates: per request.
         now_seconds: moment named in every request, seconds since 1970.
-        requests, seconds, concurrency, until, stop, rate: as for `online.load.drive.drive`.
+        requests, seconds, concurrency, until, stop, rate, think_s: as for `online.load.drive.drive`.
         attempts: how often a request is tried; with 1, whoever measures sees every failure.
         timeout_s: for a request, attempts included. One of an open loop that could not be sent within it after it was
             due counts as failed by `NOT_SENT`.
@@ -289,8 +289,8 @@ def rank_traffic(
     with closing(client):
         traffic.start()
         traffic.wall_s = drive(
-            send, requests=requests, seconds=seconds, concurrency=concurrency, seed=seed, rate=rate, until=until,
-            stop=stop, clock=clock,
+            send, requests=requests, seconds=seconds, concurrency=concurrency, seed=seed, rate=rate, think_s=think_s,
+            until=until, stop=stop, clock=clock,
         )
     return traffic
 
@@ -298,8 +298,8 @@ def rank_traffic(
 def lookup_traffic(
     targets: Sequence[str], population: Population, *, version: int, table: str, batch: int, requests: int,
     seconds: float, concurrency: int, seed: int, until: Path | None = None, stop: threading.Event | None = None,
-    attempts: int = 1, timeout_s: float = 2.0, rate: float | None = None, deadline_ms: float | None = None,
-    security: ClientSecurity | None = None, clock: Clock = CLOCK,
+    attempts: int = 1, timeout_s: float = 2.0, rate: float | None = None, think_s: float = 0.0,
+    deadline_ms: float | None = None, security: ClientSecurity | None = None, clock: Clock = CLOCK,
 ) -> LookupTraffic:
     """Drive a CPU tier by lookups of `batch` ids of a table, as a client sees them.
 
@@ -323,7 +323,7 @@ def lookup_traffic(
         drive(send, requests=warm, seconds=0.0, concurrency=1, seed=seed + 1, stop=stop, clock=clock)
         traffic.start()
         traffic.wall_s = drive(
-            send, requests=requests, seconds=seconds, concurrency=concurrency, seed=seed, rate=rate, until=until,
-            stop=stop, clock=clock,
+            send, requests=requests, seconds=seconds, concurrency=concurrency, seed=seed, rate=rate, think_s=think_s,
+            until=until, stop=stop, clock=clock,
         )
     return traffic

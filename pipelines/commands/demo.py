@@ -17,7 +17,7 @@ __all__ = ["demo"]
 @click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="Training options that differ.")
 @click.option("--seeds", type=click.IntRange(min=2), default=3, show_default=True, help="Seeds per arm.")
 @click.option(
-    "--requests", type=click.IntRange(min=100), default=6000, show_default=True, help="Live ranking requests at least."
+    "--requests", type=click.IntRange(min=100), default=2000, show_default=True, help="Live ranking requests at least."
 )
 @click.option("--candidates", type=click.IntRange(min=1), default=16, show_default=True, help="Items per request.")
 @click.option(

@@ -127,7 +127,8 @@ def _rollout_note(load: dict[str, Any]) -> str:
         f"All {load['checked']:,} were recomputed; {load['mixed_version']:,} differed by more than "
         f"{load['tolerance']:g}. For {load['distinguishable']:,} of them the other version's scores differ by more "
         f"than that, so that a mix would have shown. Latency: median {latency['p50']:.1f} ms, p99 {latency['p99']:.1f} "
-        f"ms, with {load['concurrency']} concurrent clients, materialization and the controller on the same cores."
+        f"ms, with {load['concurrency']} clients that wait {load['think_ms']:g} ms before each request, and "
+        "materialization and the controller on the same cores."
     )
 
 

@@ -36,6 +36,13 @@ def test_a_closed_loop_goes_on_until_its_time_is_over() -> None:
     assert [due for _, due in seen] == [1000 + 0.25 * number for number in range(8)]
 
 
+def test_a_thread_of_a_closed_loop_thinks_before_each_request_which_counts_for_no_latency() -> None:
+    clock = FakeClock()
+    send, seen = sender(clock, takes_s=0.25)
+    drive(send, requests=3, seconds=0.0, concurrency=1, seed=0, think_s=2.0, clock=clock)
+    assert [due for _, due in seen] == [1002.0, 1004.25, 1006.5]
+
+
 def test_a_drive_goes_on_until_the_file_is_there(tmp_path) -> None:
     enough, sent = tmp_path / "enough", []
 

@@ -106,10 +106,12 @@ def test_a_request_that_could_not_be_sent_in_time_counts_as_failed(stalling) -> 
 
 
 def test_every_failure_is_counted() -> None:
-    population = Population({"user": np.arange(9), "item": np.arange(9)}, seed=0)
+    population, clock = Population({"user": np.arange(9), "item": np.arange(9)}, seed=0), FakeClock()
     traffic = rank_traffic(
-        "127.0.0.1:9", population, requests=7, seconds=0.0, concurrency=2, candidates=3, now_seconds=1e9, seed=0
+        "127.0.0.1:9", population, requests=7, seconds=0.0, concurrency=1, think_s=2.0, candidates=3, now_seconds=1e9,
+        seed=0, clock=clock,
     )
+    assert clock.slept == [2.0] * 8, "before each request, and before none was left"
     summary = traffic.summary()
     assert (summary["requests"], summary["failed"], summary["goodput_per_s"]) == (7, 7, 0.0)
     assert sum(summary["failures"].values()) == 7 and len(summary["first_failures"]) == 5
@@ -210,6 +212,12 @@ def test_the_command_needs_one_kind_of_target(arguments, workspace_with_versions
     assert isinstance(result.exception, InvalidConfig)
 
 
+def test_the_command_thinks_in_a_closed_loop_only(workspace_with_versions) -> None:
+    arguments = ["--lookup", "127.0.0.1:1", "--rate", "5", "--think-ms", "5"]
+    result = click.testing.CliRunner().invoke(load, arguments, obj=workspace_with_versions.workspace)
+    assert isinstance(result.exception, InvalidConfig) and "--rate (open) and --think-ms" in str(result.exception)
+
+
 @pytest.mark.parametrize("rate", ["0", "-1", "5,x", "nan", "inf", ""])
 def test_the_command_refuses_what_is_no_rate(rate, workspace_with_versions) -> None:
     arguments = ["--lookup", "127.0.0.1:1", "--rate", rate]
@@ -223,6 +231,14 @@ def signals_as_they_were() -> Iterator[None]:
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("signals_as_they_were")
+def test_the_command_thinks_as_long_as_it_is_told(workspace_with_versions, stalling) -> None:
+    arguments = ["--lookup", stalling(), "--batch", "4", "--requests", "4", "--concurrency", "1", "--think-ms", "200"]
+    done = click.testing.CliRunner().invoke(load, arguments, obj=workspace_with_versions.workspace)
+    said = json.loads(done.stdout)
+    assert said["think_ms"] == 200 and said["wall_s"] >= 4 * 0.2
 
 
 @pytest.mark.usefixtures("signals_as_they_were")
