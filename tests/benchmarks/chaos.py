@@ -81,6 +81,7 @@ class Chaos:
     Attributes:
         requests, rollouts, kills: how many at least; the series goes on until all are reached.
         kill_every_s: mean time between kills, where hosts come back sooner.
+        think_s: how long each of `concurrency` clients waits before a request.
         killed: what was killed, in order: `controller` or a host's name.
         frozen: hosts that were stopped for a moment with all their connections open.
         rolled: the finished rollouts, in order: to which version, how many times its controller was killed, seconds.
@@ -94,6 +95,7 @@ class Chaos:
     kill_every_s: float
     seed: int
     concurrency: int = 24
+    think_s: float = 0.0
     candidates: int = 4
     killed: list[str] = field(default_factory=list)
     frozen: list[str] = field(default_factory=list)
@@ -124,9 +126,9 @@ class Chaos:
             with hostile:
                 return rank_traffic(
                     [ranker.address for ranker in self.fleet.rankers], population,
-                    requests=self.requests, seconds=0, concurrency=self.concurrency, candidates=self.candidates,
-                    now_seconds=manifest.as_of.timestamp(), seed=self.seed, until=enough, stop=self._over,
-                    attempts=ATTEMPTS, timeout_s=TIMEOUT_S,
+                    requests=self.requests, seconds=0, concurrency=self.concurrency, think_s=self.think_s,
+                    candidates=self.candidates, now_seconds=manifest.as_of.timestamp(), seed=self.seed, until=enough,
+                    stop=self._over, attempts=ATTEMPTS, timeout_s=TIMEOUT_S,
                 )
         finally:
             self._over.set()
@@ -248,14 +250,14 @@ def report(chaos: Chaos, traffic: RankTraffic) -> dict[str, Any]:
 
 def series(
     directory: Path, *, requests: int, rollouts: int, kills: int, kill_every_s: float, shards: int, seed: int,
-    rows: int = 2000, concurrency: int = 24,
+    rows: int = 2000, concurrency: int = 24, think_s: float = 0.0,
 ) -> dict[str, Any]:
     """Publish, serve, do it all at once, recompute; returns the report."""
     repository = published_versions(directory, rows=rows)
     with Fleet(repository.workspace, logs=directory / "logs", shards=shards, replicas=2, rankers=2) as fleet:
         chaos = Chaos(
             fleet, requests=requests, rollouts=rollouts, kills=kills, kill_every_s=kill_every_s, seed=seed,
-            concurrency=concurrency,
+            concurrency=concurrency, think_s=think_s,
         )
         traffic = chaos.run(directory)
     return report(chaos, traffic)

@@ -11,7 +11,7 @@ from tests.benchmarks.chaos import series
 def test_no_answer_is_mixed_and_none_is_missing_while_hosts_and_controllers_die(tmp_path: Path) -> None:
     report = series(
         tmp_path, requests=1000, rollouts=1, kills=3, kill_every_s=2.0, shards=2, rows=200, concurrency=4,
-        seed=1,
+        think_s=0.03, seed=1,
     )
     assert (report["mixed"], report["failed"], report["wrong_scores"]) == (0, 0, 0), report["first_failures"]
     recomputed = report["recomputed"]
