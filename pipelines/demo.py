@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 BIN = Path(sys.executable).parent
 STOP_TIMEOUT_S = 20
+TIMEOUT_S = 60
+"""Seconds for a live request, and for its rows: on a busy machine an answer may take long, and is no failure."""
 ARM = "both"
 MARGIN_S, PAUSE_S = 5, 3
 """Seconds of traffic before the second version and after its rollout; and between the phases of the rollout."""
@@ -177,14 +179,15 @@ class Demo:
         load_file, lookup_file = self._records / "load.json", self._records / "lookup.json"
         timeline, enough = self.workspace.root / "rollout" / "timeline-to-2.json", self._records / "traffic-may-end"
         enough.unlink(missing_ok=True)
+        ranker_options = ("--versions", "1", "--timeout", str(TIMEOUT_S))
         with self._server("cpu-tier", "--versions", "1") as tier:
             self._facet("load", "--lookup", tier.address, "--version", "1", "--concurrency", "1", "--requests", "3000",
                         "--out", str(lookup_file))
-            with self._server("ranker", "--cpu-tier", tier.address, "--versions", "1") as ranker:
+            with self._server("ranker", *ranker_options, "--cpu-tier", tier.address) as ranker:
                 load = self._start(
                     "load", "--ranker", ranker.address, "--concurrency", "2", "--think-ms", str(THINK_MS),
-                    "--requests", str(self.requests), "--until", str(enough), "--candidates", str(self.candidates),
-                    "--version", "1", "--out", str(load_file),
+                    "--timeout", str(TIMEOUT_S), "--requests", str(self.requests), "--until", str(enough),
+                    "--candidates", str(self.candidates), "--version", "1", "--out", str(load_file),
                 )
                 try:
                     time.sleep(MARGIN_S)
